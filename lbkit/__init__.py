@@ -1,0 +1,1 @@
+"""Apps that behave well behind a load balancer, and proof that they do."""
