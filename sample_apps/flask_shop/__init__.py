@@ -1,0 +1,1 @@
+"""A small Flask shop that works behind any number of replicas."""
