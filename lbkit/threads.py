@@ -27,23 +27,25 @@ class DaemonThreads:
             raise ConfigError(f"need limit >= 1, got limit={limit}")
         self.limit = limit
         self.name = name
-        self._lock = Lock()
         self._reset()
 
     def submit(self, call: Callable[[], object]) -> None:
         """Run `call` on one of the threads, soon."""
+        if self._pid != os.getpid():
+            self._reset()
         with self._lock:
-            if self._pid != os.getpid():
-                self._reset()
             self._waiting += 1
             if self._waiting > self._idle and self._started < self.limit:
                 self._started += 1
                 self._idle += 1
-                Thread(target=self._work, args=(self._calls,), name=f"{self.name}-{self._started}", daemon=True).start()
+                name = f"{self.name}-{self._started}"
+                Thread(target=self._work, args=(self._calls,), name=name, daemon=True).start()
         self._calls.put(call)
 
     def _reset(self) -> None:
         self._pid = os.getpid()
+        # A new lock: the fork may have caught the old one held by a thread that is not here.
+        self._lock = Lock()
         self._calls: SimpleQueue[Callable[[], object]] = SimpleQueue()
         self._started = self._idle = self._waiting = 0
 

@@ -1,0 +1,6 @@
+"""lbkit for any ASGI app. The classes have the same names in `lbkit.wsgi`."""
+
+from lbkit.asgi.balancer import Balancer
+from lbkit.asgi.health import HealthMiddleware
+
+__all__ = ["Balancer", "HealthMiddleware"]

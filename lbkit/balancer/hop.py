@@ -1,0 +1,30 @@
+"""What a balancer tells its replicas about the client: the X-Forwarded-* headers.
+
+=================  ==========================================================================
+X-Forwarded-For    what came in, then the peer's address: `$proxy_add_x_forwarded_for` of nginx,
+                   `forwardfor` of HAProxy. A replica that trusts one hop reads the last entry,
+                   and a client can forge only those before it
+X-Forwarded-Proto  `http` or `https` as this hop saw it; what came in is dropped
+X-Forwarded-Host   the Host that the client asked for; what came in is dropped
+=================  ==========================================================================
+"""
+
+from __future__ import annotations
+
+__all__ = ["FORWARDED", "WEB_SCHEMES", "add_client"]
+
+FORWARDED = ("x-forwarded-for", "x-forwarded-proto", "x-forwarded-host")
+
+UNKNOWN = "unknown"
+"""RFC 7239, section 6.2: the peer has no address (a unix socket). With nothing added, what the
+client wrote itself would stand last, and a replica that trusts one hop would believe it."""
+
+
+WEB_SCHEMES = {"http": "http", "https": "https", "ws": "http", "wss": "https"}
+"""A websocket travels over http or https, and that is what a proxy calls it."""
+
+
+def add_client(earlier: str, client: str | None) -> str:
+    """X-Forwarded-For, given what came in (several lines joined by a comma) and the peer's address."""
+    peer = client or UNKNOWN
+    return f"{earlier}, {peer}" if earlier else peer

@@ -1,0 +1,203 @@
+"""The mini balancer as a WSGI app: one door, several in-process WSGI replicas behind it.
+
+It hands on the environ, the body and the chunks of the answer, and collects nothing. What it says itself:
+
+==========================================  ==================================================
+the replica                                 the client gets
+==========================================  ==================================================
+raises, or returns, before it answers       502
+raises in the middle of its answer          a cut answer: the error goes on to the server
+==========================================  ==================================================
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from lbkit.balancer import Dispatch, Policy, Pool, Replica
+from lbkit.balancer.hop import add_client
+from lbkit.balancer.members import make, named
+from lbkit.errors import ConfigError
+from lbkit.interface import Interface, interface_of
+from lbkit.types import Clock, Environ, ExcInfo, StartResponse, WSGIApp
+
+__all__ = ["Balancer"]
+
+logger = logging.getLogger("lbkit.balancer")
+
+BAD_GATEWAY = b"502 Bad Gateway: the replica failed before it answered\n"
+
+
+class Balancer:
+    """Dispatches each request to one of several replicas of a WSGI app.
+
+    `apps` is a sequence (the replicas are then web1, web2, ...) or a mapping from names to apps;
+    `[app] * 3` is one object three times over, and such replicas share all their memory.
+    `replica_header` is the response header that names the replica, None for none. `on_dispatch` is
+    called at the end of each request and must not raise. A replica sees the client's own address in
+    REMOTE_ADDR, and X-Forwarded-For, -Proto and -Host as a real balancer adds them.
+    """
+
+    def __init__(
+        self,
+        apps: Mapping[str, WSGIApp] | Iterable[WSGIApp],
+        *,
+        policy: Policy | None = None,
+        replica_header: str | None = "X-Lbkit-Replica",
+        on_dispatch: Callable[[Dispatch], object] | None = None,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._apps = {name: only_wsgi(app) for name, app in named(apps).items()}
+        self.pool = Pool(map(Replica, self._apps), policy=policy)
+        self.replica_header = replica_header
+        self.on_dispatch = on_dispatch
+        self.clock = clock
+
+    @classmethod
+    def from_factory(
+        cls,
+        factory: Callable[[], WSGIApp],
+        *,
+        replicas: int = 3,
+        policy: Policy | None = None,
+        replica_header: str | None = "X-Lbkit-Replica",
+        on_dispatch: Callable[[Dispatch], object] | None = None,
+        clock: Clock = time.monotonic,
+    ) -> Balancer:
+        """A fresh app for each replica. When the factory raises: StartupError with the replica's name."""
+        apps = make(factory, replicas=replicas)
+        return cls(apps, policy=policy, replica_header=replica_header, on_dispatch=on_dispatch, clock=clock)
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        exchange = Exchange(self, environ, start_response)
+        try:
+            exchange.body = self._apps[exchange.state.replica.name](_inner_environ(environ), exchange.start)
+        except Exception as error:
+            # Kept for the first read: only there is it known whether the server can still take a 502.
+            exchange.error = error
+        except BaseException:
+            exchange.close()
+            raise
+        return exchange
+
+
+class Exchange:
+    """One request and its answer on their way through. As an iterable: the body of the answer.
+
+    PEP 3333 ends a request at `close()`, but asgiref, Starlette and uvicorn run WSGI apps and never
+    call it, so running out counts too. And a body closed unread (HEAD, a client that hung up) never
+    enters `__iter__`, so that alone is not enough.
+    """
+
+    status: int | None = None
+    complete = False
+    error: Exception | None = None
+    body: Iterable[bytes] = ()
+    _ended = False
+
+    def __init__(self, balancer: Balancer, environ: Environ, start_response: StartResponse) -> None:
+        self._balancer = balancer
+        self._environ = environ
+        self._start_response = start_response
+        self._began_at = balancer.clock()
+        self.state = balancer.pool.pick()
+
+    def start(
+        self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None, /
+    ) -> Callable[[bytes], object]:
+        """The replica's `start_response`."""
+        if name := self._balancer.replica_header:
+            headers = [*headers, (name, self.state.replica.name)]
+        # An error raised here is the server's: it has sent the headers already.
+        write = (
+            self._start_response(status, headers)
+            if exc_info is None
+            else self._start_response(status, headers, exc_info)
+        )
+        self.status = int(status[:3])
+        return write
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            if self.error is not None:
+                raise self.error
+            for chunk in self.body:
+                if self.status is None:
+                    raise RuntimeError("the app gave a body and never called start_response")
+                yield chunk
+            if self.status is None:
+                raise RuntimeError("the app never called start_response")
+            self.complete = True
+        except Exception as error:
+            yield self._bad_gateway(error)
+        finally:
+            self._end()
+
+    def close(self) -> None:
+        """Called by the server at the end, whether the body was read or not."""
+        try:
+            if close := getattr(self.body, "close", None):
+                close()
+        finally:
+            self._end()
+
+    def _bad_gateway(self, error: Exception) -> bytes:
+        """The 502, or the replica's own error again when part of its answer is out.
+
+        The server tells which: `start_response` with `exc_info` replaces headers that are not sent
+        yet, and raises otherwise (PEP 3333).
+        """
+        headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(BAD_GATEWAY)))]
+        self.start("502 Bad Gateway", headers, (type(error), error, error.__traceback__))
+        what = f"{self._environ['REQUEST_METHOD']} {_path(self._environ)}"
+        logger.error("replica %s failed before it answered %s", self.state.name, what, exc_info=error)
+        self.complete = True
+        return BAD_GATEWAY
+
+    def _end(self) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self._balancer.pool.release(self.state)
+        if self._balancer.on_dispatch is not None:
+            self._balancer.on_dispatch(self._summary())
+
+    def _summary(self) -> Dispatch:
+        return Dispatch(
+            replica=self.state.replica.name,
+            client=self._environ.get("REMOTE_ADDR"),
+            method=self._environ["REQUEST_METHOD"],
+            path=_path(self._environ),
+            status=self.status,
+            complete=self.complete,
+            seconds=self._balancer.clock() - self._began_at,
+        )
+
+
+def _inner_environ(environ: Environ) -> Environ:
+    inner = {
+        **environ,
+        "HTTP_X_FORWARDED_FOR": add_client(
+            environ.get("HTTP_X_FORWARDED_FOR", ""), environ.get("REMOTE_ADDR")
+        ),
+        "HTTP_X_FORWARDED_PROTO": environ["wsgi.url_scheme"],
+        "wsgi.multiprocess": True,  # it is one of several replicas
+    }
+    inner.pop("HTTP_X_FORWARDED_HOST", None)
+    if host := environ.get("HTTP_HOST"):
+        inner["HTTP_X_FORWARDED_HOST"] = host
+    return inner
+
+
+def _path(environ: Environ) -> str:
+    path: str = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
+    return path.encode("latin-1").decode("utf-8", "replace")
+
+
+def only_wsgi(app: WSGIApp) -> WSGIApp:
+    """The app itself. Raises ConfigError for what is no WSGI app."""
+    if interface_of(app) is Interface.ASGI:
+        raise ConfigError(f"need WSGI apps, got the ASGI app {app!r}: lbkit.asgi.Balancer takes both kinds")
+    return app
