@@ -1,5 +1,6 @@
 """lbkit for any WSGI app. The classes have the same names in `lbkit.asgi`."""
 
 from lbkit.wsgi.balancer import Balancer
+from lbkit.wsgi.health import HealthMiddleware
 
-__all__ = ["Balancer"]
+__all__ = ["Balancer", "HealthMiddleware"]

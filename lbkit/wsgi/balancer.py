@@ -75,8 +75,7 @@ class Balancer:
         try:
             exchange.body = self._apps[exchange.state.replica.name](_inner_environ(environ), exchange.start)
         except Exception as error:
-            # Kept for the first read: only there is it known whether the server can still take a 502.
-            exchange.error = error
+            exchange.error = error  # answered, like one that the body raises, when the server reads
         except BaseException:
             exchange.close()
             raise
@@ -95,6 +94,8 @@ class Exchange:
     complete = False
     error: Exception | None = None
     body: Iterable[bytes] = ()
+    _started: tuple[str, list[tuple[str, str]]] | None = None
+    _server_write: Callable[[bytes], object] | None = None
     _ended = False
 
     def __init__(self, balancer: Balancer, environ: Environ, start_response: StartResponse) -> None:
@@ -107,33 +108,45 @@ class Exchange:
     def start(
         self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None, /
     ) -> Callable[[bytes], object]:
-        """The replica's `start_response`."""
-        if name := self._balancer.replica_header:
-            headers = [*headers, (name, self.state.replica.name)]
-        # An error raised here is the server's: it has sent the headers already.
-        write = (
-            self._start_response(status, headers)
-            if exc_info is None
-            else self._start_response(status, headers, exc_info)
-        )
-        self.status = int(status[:3])
-        return write
+        """The replica's `start_response`. The server's own is called with the first byte of the body."""
+        if exc_info is None and self._started is not None:
+            raise RuntimeError("start_response was called a second time without exc_info")
+        if exc_info is not None and self._server_write is not None:
+            raise exc_info[1].with_traceback(exc_info[2])
+        self._started = (status, headers)
+        return self._write
 
     def __iter__(self) -> Iterator[bytes]:
         try:
             if self.error is not None:
                 raise self.error
             for chunk in self.body:
-                if self.status is None:
-                    raise RuntimeError("the app gave a body and never called start_response")
-                yield chunk
-            if self.status is None:
-                raise RuntimeError("the app never called start_response")
+                if chunk:
+                    self._begin()
+                    yield chunk
+            self._begin()
             self.complete = True
         except Exception as error:
+            if self._server_write is not None:
+                raise  # half an answer is out: only the server can cut the connection
             yield self._bad_gateway(error)
         finally:
             self._end()
+
+    def _begin(self) -> Callable[[bytes], object]:
+        """Hand status and headers to the server, once."""
+        if self._server_write is None:
+            if self._started is None:
+                raise RuntimeError("the app gave a body and never called start_response")
+            status, headers = self._started
+            if name := self._balancer.replica_header:
+                headers = [*headers, (name, self.state.replica.name)]
+            self.status = int(status[:3])
+            self._server_write = self._start_response(status, headers)
+        return self._server_write
+
+    def _write(self, data: bytes) -> None:
+        self._begin()(data)
 
     def close(self) -> None:
         """Called by the server at the end, whether the body was read or not."""
@@ -144,15 +157,14 @@ class Exchange:
             self._end()
 
     def _bad_gateway(self, error: Exception) -> bytes:
-        """The 502, or the replica's own error again when part of its answer is out.
-
-        The server tells which: `start_response` with `exc_info` replaces headers that are not sent
-        yet, and raises otherwise (PEP 3333).
-        """
-        headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(BAD_GATEWAY)))]
-        self.start("502 Bad Gateway", headers, (type(error), error, error.__traceback__))
         what = f"{self._environ['REQUEST_METHOD']} {_path(self._environ)}"
         logger.error("replica %s failed before it answered %s", self.state.name, what, exc_info=error)
+        length = str(len(BAD_GATEWAY))
+        self._started = (
+            "502 Bad Gateway",
+            [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", length)],
+        )
+        self._begin()
         self.complete = True
         return BAD_GATEWAY
 
