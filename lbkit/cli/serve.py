@@ -16,9 +16,7 @@ __all__ = ["serve"]
 @click.option("--replicas", default=3, show_default=True, help="How many copies of the app.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", default=8000, show_default=True, help="The port to listen on; 0 takes a free one.")
-@click.option(
-    "--factory", is_flag=True, help="TARGET is a function that makes an app, even if it does not look so."
-)
+@click.option("--factory", is_flag=True, help="Insist that TARGET is a function that makes an app.")
 @click.option("--app-dir", type=click.Path(path_type=Path), help="Where modules are looked for, if not here.")
 @click.option("--reload", is_flag=True, help="Start again when a source file changes.")
 def serve(
