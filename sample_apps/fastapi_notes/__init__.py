@@ -1,0 +1,1 @@
+"""A notes API over SQLite, with a page that uses it."""
