@@ -95,7 +95,7 @@ class Balancer:
         if scope["type"] == "lifespan":
             await self._live(scope, receive, send)
             return
-        began_at = self.clock()
+        began_at = self.clock() if self.on_dispatch is not None else 0.0
         state = self.pool.pick()
         member = self._members[state.replica.name]
         exchange = Exchange(receive, send, member)

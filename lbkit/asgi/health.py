@@ -1,4 +1,4 @@
-"""Health endpoints in front of an ASGI app: outermost, so that no Host check, redirect or login stands before them."""
+"""Health endpoints in front of an ASGI app: no Host check, redirect or login stands before them."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class HealthMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+            if self.health.cold:  # a server without lifespan
+                self.health.start()
             route = self.health.route(_path(scope))
             if route is not None:
                 await self._answer(route, scope, send)
@@ -36,9 +38,8 @@ class HealthMiddleware:
         query = scope["query_string"].decode("latin-1")
         accept = _accept(scope)
         level = health.level(_caller(scope)) if health.gate.asks else health.gate.unproven
-        if method in ("GET", "HEAD"):
-            if waits := health.awaited(route, query, accept, level):
-                await wait_async(waits, budget=health.budget)
+        if method in ("GET", "HEAD") and (waits := health.awaited(route, query, accept, level)):
+            await wait_async(waits, budget=health.budget)
         reply = health.answer(route, method, query, accept, level)
         headers = reply.asgi_headers
         if health.source.state is State.DRAINING and scope.get("http_version", "").startswith("1"):
@@ -65,7 +66,8 @@ class HealthMiddleware:
             await self.app(scope, receive, watching)
         finally:
             lifecycle.end(was_up=up)
-            self.health.stop()
+            if up and lifecycle.state is State.STOPPED:
+                self.health.stop()
 
 
 def _path(scope: Scope) -> str:

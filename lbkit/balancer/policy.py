@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import count
 from typing import Protocol
 
 from lbkit.balancer.replica import ReplicaState
@@ -14,7 +15,7 @@ class Policy(Protocol):
     def pick(self, candidates: Sequence[ReplicaState], /) -> ReplicaState:
         """Choose one of `candidates`, which are in the pool's order and never empty.
 
-        The pool calls this under its lock, so a policy may keep state of its own without one.
+        Threads of a WSGI server call this at the same time.
         """
         ...
 
@@ -26,9 +27,7 @@ class RoundRobin:
     """
 
     def __init__(self) -> None:
-        self._turn = 0
+        self._turns = count()  # next() on it is atomic: no two threads get the same turn
 
     def pick(self, candidates: Sequence[ReplicaState], /) -> ReplicaState:
-        chosen = candidates[self._turn % len(candidates)]
-        self._turn += 1
-        return chosen
+        return candidates[next(self._turns) % len(candidates)]

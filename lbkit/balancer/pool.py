@@ -7,7 +7,6 @@ brings it the request, and releases it when the last byte of the answer has left
 from __future__ import annotations
 
 from collections.abc import Iterable
-from threading import Lock
 
 from lbkit.balancer.policy import Policy, RoundRobin
 from lbkit.balancer.replica import Replica, ReplicaState
@@ -26,22 +25,16 @@ class Pool:
         """In the order of `replicas`: how busy each one is."""
 
         self._refuse_nonsense()
-        # Shared by WSGI threads and the event loop. It guards integer work only and is never held
-        # across I/O or an await, so one lock serves both worlds.
-        self._lock = Lock()
 
     def pick(self) -> ReplicaState:
         """Choose the replica for a request and count it in. Pair every pick with one `release`."""
-        with self._lock:
-            state = self.policy.pick(self.states)
-            state.active += 1
-            state.picked += 1
+        state = self.policy.pick(self.states)
+        state.enter()
         return state
 
     def release(self, state: ReplicaState) -> None:
         """The request has ended, however it ended."""
-        with self._lock:
-            state.active -= 1
+        state.leave()
 
     def _refuse_nonsense(self) -> None:
         if not self.replicas:

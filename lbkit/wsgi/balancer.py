@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from lbkit.balancer import Dispatch, Policy, Pool, Replica
-from lbkit.balancer.hop import add_client
+from lbkit.balancer.hop import FORWARDED, add_client
 from lbkit.balancer.members import make, named
 from lbkit.errors import ConfigError
 from lbkit.interface import Interface, interface_of
@@ -26,6 +26,8 @@ from lbkit.types import Clock, Environ, ExcInfo, StartResponse, WSGIApp
 __all__ = ["Balancer"]
 
 logger = logging.getLogger("lbkit.balancer")
+
+FOR, PROTO, HOST = (f"HTTP_{name.upper().replace('-', '_')}" for name in FORWARDED)
 
 BAD_GATEWAY = b"502 Bad Gateway: the replica failed before it answered\n"
 
@@ -50,8 +52,8 @@ class Balancer:
         clock: Clock = time.monotonic,
     ) -> None:
         self._apps = {name: only_wsgi(app) for name, app in named(apps).items()}
+        self.named = {name: [(replica_header, name)] if replica_header else [] for name in self._apps}
         self.pool = Pool(map(Replica, self._apps), policy=policy)
-        self.replica_header = replica_header
         self.on_dispatch = on_dispatch
         self.clock = clock
 
@@ -79,7 +81,7 @@ class Balancer:
         except BaseException:
             exchange.close()
             raise
-        return exchange
+        return exchange.answer()
 
 
 class Exchange:
@@ -90,7 +92,7 @@ class Exchange:
     enters `__iter__`, so that alone is not enough.
     """
 
-    status: int | None = None
+    status: str | None = None
     complete = False
     error: Exception | None = None
     body: Iterable[bytes] = ()
@@ -102,7 +104,7 @@ class Exchange:
         self._balancer = balancer
         self._environ = environ
         self._start_response = start_response
-        self._began_at = balancer.clock()
+        self._began_at = balancer.clock() if balancer.on_dispatch is not None else 0.0
         self.state = balancer.pool.pick()
 
     def start(
@@ -115,6 +117,21 @@ class Exchange:
             raise exc_info[1].with_traceback(exc_info[2])
         self._started = (status, headers)
         return self._write
+
+    def answer(self) -> Iterable[bytes]:
+        """What the server gets to read: the app's own list if that is its answer, else this object.
+
+        With a list the replica has nothing left to do, and some servers take the Content-Length
+        from a list of one.
+        """
+        if self._started is None or type(self.body) is not list:
+            return self
+        try:
+            self._begin()
+            self.complete = True
+        finally:
+            self._end()
+        return self.body
 
     def __iter__(self) -> Iterator[bytes]:
         try:
@@ -138,11 +155,9 @@ class Exchange:
         if self._server_write is None:
             if self._started is None:
                 raise RuntimeError("the app gave a body and never called start_response")
-            status, headers = self._started
-            if name := self._balancer.replica_header:
-                headers = [*headers, (name, self.state.replica.name)]
-            self.status = int(status[:3])
-            self._server_write = self._start_response(status, headers)
+            self.status, headers = self._started
+            headers = headers + self._balancer.named[self.state.replica.name]
+            self._server_write = self._start_response(self.status, headers)
         return self._server_write
 
     def _write(self, data: bytes) -> None:
@@ -158,7 +173,7 @@ class Exchange:
 
     def _bad_gateway(self, error: Exception) -> bytes:
         what = f"{self._environ['REQUEST_METHOD']} {_path(self._environ)}"
-        logger.error("replica %s failed before it answered %s", self.state.name, what, exc_info=error)
+        logger.error("replica %s failed before it answered %s", self.state.replica.name, what, exc_info=error)
         length = str(len(BAD_GATEWAY))
         self._started = (
             "502 Bad Gateway",
@@ -182,24 +197,21 @@ class Exchange:
             client=self._environ.get("REMOTE_ADDR"),
             method=self._environ["REQUEST_METHOD"],
             path=_path(self._environ),
-            status=self.status,
+            status=int(self.status[:3]) if self.status else None,
             complete=self.complete,
             seconds=self._balancer.clock() - self._began_at,
         )
 
 
 def _inner_environ(environ: Environ) -> Environ:
-    inner = {
-        **environ,
-        "HTTP_X_FORWARDED_FOR": add_client(
-            environ.get("HTTP_X_FORWARDED_FOR", ""), environ.get("REMOTE_ADDR")
-        ),
-        "HTTP_X_FORWARDED_PROTO": environ["wsgi.url_scheme"],
-        "wsgi.multiprocess": True,  # it is one of several replicas
-    }
-    inner.pop("HTTP_X_FORWARDED_HOST", None)
+    inner = environ.copy()
+    inner["wsgi.multiprocess"] = True  # it is one of several replicas
+    inner[FOR] = add_client(environ.get(FOR, ""), environ.get("REMOTE_ADDR"))
+    inner[PROTO] = environ["wsgi.url_scheme"]
     if host := environ.get("HTTP_HOST"):
-        inner["HTTP_X_FORWARDED_HOST"] = host
+        inner[HOST] = host
+    elif HOST in inner:
+        del inner[HOST]
     return inner
 
 
