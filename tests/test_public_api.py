@@ -1,0 +1,50 @@
+"""The names that are promised to users. A change here is a change for them: it belongs into the changelog."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+PUBLIC = {
+    "lbkit": {
+        "Check", "ConfigError", "Dispatch", "Health", "LbkitError", "MissingExtra", "Outcome", "Policy", "Pool",
+        "Replica", "ReplicaState", "RoundRobin", "Service", "StartupError", "Status", "TargetError",
+    },
+    "lbkit.balancer": {"Dispatch", "Policy", "Pool", "Replica", "ReplicaState", "RoundRobin"},
+    "lbkit.asgi": {"Balancer", "HealthMiddleware"},
+    "lbkit.wsgi": {"Balancer", "HealthMiddleware"},
+    "lbkit_flask": {"LBKit"},
+    "lbkit_starlette": {"LBKit"},
+    "lbkit_fastapi": {"LBKit"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_a_module_promises_exactly_these_names(module: str) -> None:
+    imported = importlib.import_module(module)
+    assert set(imported.__all__) == PUBLIC[module]
+    assert all(getattr(imported, name).__module__ for name in imported.__all__)
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_every_promised_name_explains_itself(module: str) -> None:
+    imported = importlib.import_module(module)
+    silent = [name for name in imported.__all__ if not (getattr(imported, name).__doc__ or "").strip()]
+    assert not silent
+
+
+def test_the_two_gateways_promise_the_same_names() -> None:
+    assert PUBLIC["lbkit.asgi"] == PUBLIC["lbkit.wsgi"]
+
+
+@pytest.mark.parametrize("module", ["lbkit", "lbkit.asgi", "lbkit.wsgi"])
+def test_importing_the_library_imports_no_framework(module: str) -> None:
+    frameworks = (
+        "{'flask','werkzeug','starlette','fastapi','redis','click','uvicorn','httpx','prometheus_client'}"
+    )
+    code = f"import sys, {module}; print(sorted({frameworks} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
