@@ -20,6 +20,13 @@ LIMIT = 60.0
 """Seconds after which a step counts as hung. Nothing waits this long unless it is."""
 
 
+SETTINGS = {
+    "PYTHONUNBUFFERED": "1",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONHASHSEED": "0",  # Werkzeug writes a set into the header Allow
+}
+
+
 class Process:
     """A running command whose lines can be waited for."""
 
@@ -28,7 +35,7 @@ class Process:
         self._popen = subprocess.Popen(
             command,
             cwd=cwd,
-            env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+            env={**os.environ, "PYTHONPATH": path, **SETTINGS},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
