@@ -1,4 +1,4 @@
-"""Health endpoints in front of a WSGI app: outermost, so that no Host check, redirect or login stands before them."""
+"""Health endpoints in front of a WSGI app: no Host check, redirect or login stands before them."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class HealthMiddleware:
         self.health = health
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        if self.health.cold:
+            self.health.start()
         route = self.health.route(environ.get("PATH_INFO", ""))
         if route is not None:
             return self._answer(route, environ, start_response)
@@ -32,9 +34,8 @@ class HealthMiddleware:
         query = environ.get("QUERY_STRING", "")
         accept = environ.get("HTTP_ACCEPT", "")
         level = health.level(_caller(environ)) if health.gate.asks else health.gate.unproven
-        if method in ("GET", "HEAD"):
-            if waits := health.awaited(route, query, accept, level):
-                wait(waits, budget=health.budget)
+        if method in ("GET", "HEAD") and (waits := health.awaited(route, query, accept, level)):
+            wait(waits, budget=health.budget)
         reply = health.answer(route, method, query, accept, level)
         start_response(reply.wsgi_status, list(reply.wsgi_headers))
         return [] if method == "HEAD" else [reply.body(health.wall())]
