@@ -1,29 +1,16 @@
 """lbkit for FastAPI: health endpoints outside of everything else the app does, and in its OpenAPI schema.
 
 from fastapi import FastAPI
-from lbkit_fastapi import LBKit
-
-app = FastAPI()
-lbkit = LBKit(app, version="1.0.0")
-
-@lbkit.check("database")
-async def database():
-    await pool.execute("SELECT 1")
-"""
-
-from __future__ import annotations
-
-from fastapi import FastAPI
-from starlette.applications import Starlette
-
 from lbkit.errors import ConfigError
-from lbkit_fastapi.schema import document
+from lbkit.monitor import Health
 from lbkit_starlette import LBKit as StarletteLBKit
+
+from lbkit_fastapi.schema import document
 
 __all__ = ["LBKit"]
 
 
-class LBKit(StarletteLBKit):
+class LBKit:
     """Wires lbkit to a FastAPI app.
 
     With an app factory: `lbkit = LBKit(version="1.0.0")`, then `lbkit.init_app(app)`.
@@ -32,9 +19,21 @@ class LBKit(StarletteLBKit):
     `LBKit(app, health=Health(Service(version="1.0.0", kubernetes=True)))`.
     """
 
-    def init_app(self, app: Starlette) -> None:
+    def __init__(
+        self, app: FastAPI | None = None, *, version: str | None = None, health: Health | None = None
+    ) -> None:
+        self._starlette = StarletteLBKit(version=version, health=health)
+        self.health = self._starlette.health
+        self.check = self.health.check
+        self.startup_task = self.health.startup_task
+        self.on_change = self.health.on_change
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: FastAPI) -> None:
         """As for Starlette; and the endpoints appear in the app's OpenAPI schema."""
         if not isinstance(app, FastAPI):
             raise ConfigError(f"need a FastAPI app, got {app!r}: for Starlette there is lbkit_starlette")
-        super().init_app(app)
+        self._starlette.init_app(app)
+        app.state.lbkit = self
         document(app, self.health.service)

@@ -104,7 +104,7 @@ def test_the_fastapi_plugin_names_the_one_for_starlette() -> None:
     from lbkit_fastapi import LBKit
 
     with pytest.raises(ConfigError, match="lbkit_starlette"):
-        LBKit(Starlette())
+        LBKit(Starlette())  # type: ignore[arg-type]
 
 
 def test_fastapi_shows_the_endpoints_in_its_schema() -> None:
