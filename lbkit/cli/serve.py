@@ -34,7 +34,9 @@ def serve(
     try:
         from lbkit.cli.server import Plan, run, run_again_and_again
     except ModuleNotFoundError as error:
-        raise MissingExtra(error.name or "uvicorn", extra="serve") from error
+        if error.name in ("rich", "uvicorn"):
+            raise MissingExtra(error.name, extra="serve") from error
+        raise
     plan = Plan(target=target, replicas=replicas, host=host, port=port, factory=factory, app_dir=app_dir)
     if reload:
         run_again_and_again(plan)
