@@ -1,11 +1,24 @@
 """lbkit for FastAPI: health endpoints outside of everything else the app does, and in its OpenAPI schema.
 
 from fastapi import FastAPI
+from lbkit_fastapi import LBKit
+
+app = FastAPI()
+lbkit = LBKit(app, version="1.0.0")
+
+@lbkit.check("database")
+async def database():
+    await pool.execute("SELECT 1")
+"""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
 from lbkit.errors import ConfigError
 from lbkit.monitor import Health
-from lbkit_starlette import LBKit as StarletteLBKit
-
 from lbkit_fastapi.schema import document
+from lbkit_starlette import LBKit as StarletteLBKit
 
 __all__ = ["LBKit"]
 
