@@ -97,7 +97,7 @@ def mistake(*arguments: str, cwd: Path, code: int = 2) -> str:
         (["shop", "--port", "-1"], "need 0 <= --port <= 65535, got -1"),
         (["shop", "--host", "300.0.0.1"], "cannot listen on 300.0.0.1 port 0: "),
         (["shop", "--app-dir", "nowhere"], "need a folder as --app-dir, got nowhere"),
-        (["shop", "--replica", "3"], "No such option '--replica'"),
+        (["shop", "--replica", "3"], "No such option"),
         (["shop", "more"], "Got unexpected extra argument"),
         ([], "Missing argument 'TARGET'."),
         (["shop", "--reload", "--replicas", "-1"], "need --replicas >= 1, got -1"),
@@ -111,10 +111,7 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(
     write(tmp_path, "shop.py", f"{shop}def empty(): ...\n")
     write(tmp_path, "broken.py", "x = (\n")
     write(tmp_path, "needy.py", "import no_such_library\n")
-    told = mistake(*arguments, cwd=tmp_path)
-    assert re.sub("[.:]? \\(Possible.*|[.:]? Did you mean.*", "", told).startswith(
-        f"Error: {line.format(cwd=tmp_path)}"
-    )
+    assert mistake(*arguments, cwd=tmp_path).startswith(f"Error: {line.format(cwd=tmp_path)}")
 
 
 def test_a_port_in_use_is_a_mistake(tmp_path: Path) -> None:
