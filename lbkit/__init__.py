@@ -1,1 +1,30 @@
-"""Apps that behave well behind a load balancer, and proof that they do."""
+"""Apps that behave well behind a load balancer, and proof that they do.
+
+Plugins: `lbkit_flask`, `lbkit_starlette`, `lbkit_fastapi`. Without a framework: `lbkit.asgi`, `lbkit.wsgi`.
+"""
+
+from lbkit.balancer import Dispatch, Policy, Pool, Replica, ReplicaState, RoundRobin
+from lbkit.errors import ConfigError, LbkitError, MissingExtra, StartupError, TargetError
+from lbkit.health import Check, Outcome, Status
+from lbkit.monitor import Change, Health
+from lbkit.service import Service
+
+__all__ = [
+    "Change",
+    "Check",
+    "ConfigError",
+    "Dispatch",
+    "Health",
+    "LbkitError",
+    "MissingExtra",
+    "Outcome",
+    "Policy",
+    "Pool",
+    "Replica",
+    "ReplicaState",
+    "RoundRobin",
+    "Service",
+    "StartupError",
+    "Status",
+    "TargetError",
+]

@@ -10,7 +10,7 @@ import pytest
 
 PUBLIC = {
     "lbkit": {
-        "Check", "ConfigError", "Dispatch", "Health", "LbkitError", "MissingExtra", "Outcome", "Policy", "Pool",
+        "Change", "Check", "ConfigError", "Dispatch", "Health", "LbkitError", "MissingExtra", "Outcome", "Policy", "Pool",
         "Replica", "ReplicaState", "RoundRobin", "Service", "StartupError", "Status", "TargetError",
     },
     "lbkit.balancer": {"Dispatch", "Policy", "Pool", "Replica", "ReplicaState", "RoundRobin"},

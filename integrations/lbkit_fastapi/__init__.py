@@ -13,10 +13,13 @@ async def database():
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+from lbkit import ConfigError, Health, MissingExtra
 
-from lbkit.errors import ConfigError
-from lbkit.monitor import Health
+try:
+    from fastapi import FastAPI
+except ModuleNotFoundError as error:
+    raise MissingExtra("fastapi", extra="fastapi") from error
+
 from lbkit_fastapi.schema import document
 from lbkit_starlette import LBKit as StarletteLBKit
 

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 from typing import cast
 
-from flask import Flask
-
-from lbkit.errors import ConfigError
-from lbkit.monitor import Health
+from lbkit import ConfigError, Health, MissingExtra
 from lbkit.types import WSGIApp
 from lbkit.wsgi import HealthMiddleware
+
+try:
+    from flask import Flask
+except ModuleNotFoundError as error:
+    raise MissingExtra("flask", extra="flask") from error
 
 __all__ = ["LBKit"]
 

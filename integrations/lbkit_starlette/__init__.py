@@ -13,11 +13,13 @@ async def database():
 
 from __future__ import annotations
 
-from starlette.applications import Starlette
-
+from lbkit import ConfigError, Health, MissingExtra
 from lbkit.asgi import HealthMiddleware
-from lbkit.errors import ConfigError
-from lbkit.monitor import Health
+
+try:
+    from starlette.applications import Starlette
+except ModuleNotFoundError as error:
+    raise MissingExtra("starlette", extra="starlette") from error
 
 __all__ = ["LBKit"]
 

@@ -12,6 +12,8 @@ __all__ = ["Policy", "RoundRobin"]
 
 
 class Policy(Protocol):
+    """How a pool chooses. Write one of your own with this method, and give it to a `Pool` or a `Balancer`."""
+
     def pick(self, candidates: Sequence[ReplicaState], /) -> ReplicaState:
         """Choose one of `candidates`, which are in the pool's order and never empty.
 
