@@ -200,8 +200,9 @@ async def read_json(request: Request) -> Mapping[str, Any]:
     # The type is required: with it, a browser asks us before it lets another site's page post here.
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise Refused("need the content type application/json")
+    sent = await read_body(request)
     try:
-        body = json.loads(await read_body(request))
+        body = json.loads(sent)
     except (ValueError, RecursionError):
         raise Refused("need a body of JSON in UTF-8") from None
     if not isinstance(body, dict):
