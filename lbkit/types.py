@@ -5,9 +5,8 @@ ASGI: asgi.readthedocs.io, version 3. WSGI: PEP 3333.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from types import TracebackType
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 __all__ = [
     "ASGIApp",
@@ -32,15 +31,12 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 Environ: TypeAlias = dict[str, Any]
-ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None]
 
-
-class StartResponse(Protocol):
-    """PEP 3333's `start_response`; what it returns is the old `write` callable."""
-
-    def __call__(
-        self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = ..., /
-    ) -> Callable[[bytes], object]: ...
-
-
-WSGIApp: TypeAlias = Callable[[Environ, StartResponse], Iterable[bytes]]
+if TYPE_CHECKING:
+    # The standard library's own types, so that every framework's app fits.
+    from _typeshed import OptExcInfo as ExcInfo
+    from _typeshed.wsgi import StartResponse
+    from _typeshed.wsgi import WSGIApplication as WSGIApp
+else:
+    ExcInfo = tuple
+    StartResponse = WSGIApp = Callable

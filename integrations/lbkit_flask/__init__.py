@@ -57,4 +57,4 @@ class LBKit:
         self.health.surround(app.app_context)
         # Flask's own way for WSGI middleware.
         wrapped = HealthMiddleware(cast(WSGIApp, app.wsgi_app), self.health)
-        app.wsgi_app = wrapped  # type: ignore[assignment,method-assign]
+        app.wsgi_app = wrapped  # type: ignore[method-assign]

@@ -217,9 +217,10 @@ class Call:
         self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None, /
     ) -> Callable[[bytes], None]:
         """PEP 3333. A second call is for errors, and only until the first byte is out."""
-        if exc_info is not None:
+        error = exc_info[1] if exc_info is not None else None
+        if error is not None:
             if self._start is not None and self._unsent is None:
-                raise exc_info[1].with_traceback(exc_info[2])
+                raise error
         elif self._start is not None:
             raise RuntimeError("start_response was called a second time without exc_info")
         raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]

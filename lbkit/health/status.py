@@ -19,6 +19,8 @@ __all__ = ["Status", "aggregate", "worst"]
 
 
 class Status(Enum):
+    """How well one thing, or the whole app, is."""
+
     HEALTHY = "healthy"
     DEGRADED = "degraded"
     UNKNOWN = "unknown"

@@ -111,10 +111,11 @@ class Exchange:
         self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None, /
     ) -> Callable[[bytes], object]:
         """The replica's `start_response`. The server's own is called with the first byte of the body."""
-        if exc_info is None and self._started is not None:
+        error = exc_info[1] if exc_info is not None else None
+        if error is None and self._started is not None:
             raise RuntimeError("start_response was called a second time without exc_info")
-        if exc_info is not None and self._server_write is not None:
-            raise exc_info[1].with_traceback(exc_info[2])
+        if error is not None and self._server_write is not None:
+            raise error
         self._started = (status, headers)
         return self._write
 

@@ -1,0 +1,48 @@
+"""Never run, only type-checked: lbkit as a Starlette and a FastAPI user write it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastapi import FastAPI
+from flask import Flask
+from starlette.applications import Starlette
+
+from lbkit import Dispatch, Health, ReplicaState, RoundRobin, Service
+from lbkit.asgi import Balancer, HealthMiddleware
+from lbkit_fastapi import LBKit as FastAPILBKit
+from lbkit_starlette import LBKit
+
+starlette = Starlette()
+lbkit = LBKit(starlette, version="1.0.0")
+fastapi = FastAPI()
+FastAPILBKit(fastapi, version="1.0.0")
+
+
+@lbkit.check("database", critical=True, timeout=1.0)
+async def database() -> bool:
+    return True
+
+
+class Busiest:
+    """A policy of one's own: the method alone makes it one."""
+
+    def pick(self, candidates: Sequence[ReplicaState], /) -> ReplicaState:
+        return max(candidates, key=lambda state: state.active)
+
+
+def show(dispatch: Dispatch) -> None:
+    status: int | None = dispatch.status
+    print(dispatch.replica, dispatch.method, dispatch.path, status)
+
+
+def create_app() -> Starlette:
+    app = Starlette()
+    LBKit(version="1.0.0").init_app(app)
+    return app
+
+
+Balancer.from_factory(create_app, replicas=3, policy=RoundRobin(), on_dispatch=show)
+Balancer([starlette, fastapi, Flask(__name__)], policy=Busiest())
+Balancer({"blue": starlette, "green": starlette}, replica_header="x-served-by")
+HealthMiddleware(starlette, Health(Service(version="1.0.0")))
