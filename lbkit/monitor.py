@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import socket
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -30,7 +29,7 @@ from lbkit.health.standing import CheckView, Standing
 from lbkit.health.status import Status
 from lbkit.health.vitals import Thresholds, Vitals
 from lbkit.metrics import Sampler
-from lbkit.probes import Flight, Loops, Probe, Run, is_async, shared_flight
+from lbkit.probes import Flight, Loops, Probe, Run, Ticker, is_async, shared_flight
 from lbkit.service import Service
 from lbkit.types import Clock
 
@@ -136,6 +135,7 @@ class Health:
         self._warm_in: int | None = None
         self._context: Callable[[], AbstractContextManager[object]] = nullcontext
         self._tasks: list[StartupTask] = []
+        self._ticker: Ticker | None = None
         self._start_failure: str | None = None
         self._vitals: Vitals | None = None
         self._sampler = Sampler(disk_path=disk_path, clock=clock)
@@ -211,6 +211,8 @@ class Health:
             )
         self._probes[check.name] = self._probe(check, function, on_result=self._observed)
         self._forget_kept()
+        if not self.cold:
+            self._tick_if_needed()
 
     def startup_task(self, function: Function) -> Function:
         """Run the decorated function once the app's lifespan is up; the app is starting until it has ended.
@@ -258,6 +260,7 @@ class Health:
         if not self.cold:
             return
         self._warm_in = os.getpid()
+        self._tick_if_needed()
         for task in self._tasks:
             if not task.ended:
                 task.flight.launch(task.function, timeout=None, loops=self._loops)
@@ -265,6 +268,9 @@ class Health:
     def stop(self) -> None:
         """Stop what runs in the background; `start` starts it again."""
         self._warm_in = None
+        if self._ticker is not None:
+            self._ticker.stop()
+            self._ticker = None
         self._loops.close()
 
     def level(self, caller: Caller) -> Level:
@@ -402,6 +408,13 @@ class Health:
             on_result=on_result,
         )
 
+    def _tick_if_needed(self) -> None:
+        """Start the thread of the background checks, if there are any and if it is not on in this process."""
+        probes = [probe for probe in self._probes.values() if probe.check.interval is not None]
+        if self._ticker is not None:
+            self._ticker.stop()
+        self._ticker = Ticker(probes, clock=self._clock) if probes else None
+
     def _surrounded(self, function: CheckFunction) -> CheckFunction:
         if is_async(function):
 
@@ -428,8 +441,8 @@ class Health:
     def _observed(self, probe: Probe, before: Standing, after: Standing) -> None:
         self._forget_kept()
         result = after.result
-        if result is not None and result.seconds * 1000 > probe.check.slow_ms:
-            logger.warning("check %s took %.0f ms", probe.check.name, result.seconds * 1000)
+        if _slow(probe.check, after) and not _slow(probe.check, before):
+            logger.warning("check %s has become slow: %s", probe.check.name, _milliseconds(after))
         if before.status is after.status or result is None:
             return
         change = Change(
@@ -450,8 +463,12 @@ class Health:
         self._generation += 1
 
 
-def instance_id() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"
+def _slow(check: Check, standing: Standing) -> bool:
+    return standing.result is not None and standing.result.seconds * 1000 > check.slow_ms
+
+
+def _milliseconds(standing: Standing) -> str:
+    return "no time yet" if standing.result is None else f"{standing.result.seconds * 1000:.0f} ms"
 
 
 def _log(change: Change) -> None:

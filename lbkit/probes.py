@@ -13,14 +13,15 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import random
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Hashable, Iterable
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for_futures
 from contextvars import Context
 from dataclasses import replace
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from typing import Protocol
 
 from lbkit.health.check import Check, CheckFunction
@@ -32,14 +33,16 @@ from lbkit.health.standing import (
     advance,
     due,
     first_wanted,
+    next_run,
     overdue,
     settled_until,
     view,
 )
 from lbkit.types import Clock
 
-__all__ = ["Flight", "Loops", "Probe", "Run", "is_async", "shared_flight", "wait", "wait_async"]
+__all__ = ["Flight", "Loops", "Probe", "Run", "Ticker", "is_async", "shared_flight", "wait", "wait_async"]
 
+SHORTEST_NAP, LONGEST_NAP = 0.005, 1.0
 LAST_WORDS = 0.2
 """Seconds that coroutine checks have to take their cancellation, when our own loop is closed."""
 
@@ -312,6 +315,60 @@ class Probe:
                 return
             after = self.standing = advance(self.check, before, result)
         self._on_result(self, before, after)
+
+
+class Ticker:
+    """Starts the runs of background checks, on one daemon thread, until it is stopped.
+
+    Each run is off its interval by up to a tenth: replicas that started together must not ask together.
+    """
+
+    def __init__(
+        self,
+        probes: Sequence[Probe],
+        *,
+        clock: Clock = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._probes = probes
+        self._clock = clock
+        self._chance = chance
+        self._stopped = Event()
+        self._jitters: dict[str, tuple[Result | None, float]] = {}
+        Thread(target=self._turn, name="lbkit-ticker", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _turn(self) -> None:
+        while not self._stopped.is_set():
+            self._stopped.wait(self._tick())
+
+    def _tick(self) -> float:
+        """Start what is due; return the seconds until something may be due again."""
+        now = self._clock()
+        naps = [self._attend(probe, now) for probe in self._probes]
+        return max(SHORTEST_NAP, min(LONGEST_NAP, *naps))
+
+    def _attend(self, probe: Probe, now: float) -> float:
+        probe.look(now)
+        run = probe.flight.run
+        if run is not None:
+            left = run.started_at + probe.check.timeout - now
+            return left if left > 0 else probe.check.timeout
+        ahead = next_run(probe.check, probe.standing, jitter=self._jitter(probe)) - now
+        if ahead <= 0:
+            probe.launch()
+            return SHORTEST_NAP
+        return ahead
+
+    def _jitter(self, probe: Probe) -> float:
+        """Drawn once for each result."""
+        result, jitter = self._jitters.get(probe.check.name, (None, 0.0))
+        if result is not probe.standing.result:
+            jitter = 2 * self._chance() - 1
+            self._jitters[probe.check.name] = (probe.standing.result, jitter)
+        return jitter
 
 
 _flights: weakref.WeakValueDictionary[Hashable, Flight] = weakref.WeakValueDictionary()

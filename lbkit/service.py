@@ -21,7 +21,7 @@ class Service:
     version: str = "unknown"
     name: str = "app"
     instance: str | None = None
-    """Tells one process or replica from another; host name and process id when None."""
+    """Tells one process or replica from another; public, and left out when None."""
 
     health_path: str = "/health"
     """`/live`, `/ready`, `/startup`, `/detailed` and `/checks/NAME` are below it."""

@@ -27,6 +27,7 @@ __all__ = [
     "advance",
     "due",
     "first_wanted",
+    "next_run",
     "overdue",
     "settled_until",
     "view",
@@ -89,6 +90,13 @@ def due(check: Check, standing: Standing, now: float) -> bool:
     if standing.result is None:
         return True
     return now >= standing.result.at + _believed(check, standing) * (1 if check.interval is None else 2)
+
+
+def next_run(check: Check, standing: Standing, *, jitter: float = 0.0) -> float:
+    """When the background runs the check again. `jitter`, from -1 to 1, is worth a tenth of the interval."""
+    if standing.result is None:
+        return float("-inf")
+    return standing.result.at + _believed(check, standing) * (1 + 0.1 * jitter)
 
 
 def overdue(check: Check, standing: Standing, *, run_started_at: float, now: float) -> bool:

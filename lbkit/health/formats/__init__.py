@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from lbkit.health.accept import Format
 from lbkit.health.access import Level
-from lbkit.health.formats import as_json
+from lbkit.health.formats import as_health_json, as_html, as_json, as_openmetrics, as_text
 from lbkit.health.formats.rendering import Rendering
 from lbkit.health.report import Report
 
@@ -14,8 +14,8 @@ __all__ = ["RENDERERS", "Rendering"]
 
 RENDERERS: dict[Format, Callable[[Report, Level], Rendering]] = {
     Format.JSON: as_json.render,
-    Format.HEALTH_JSON: as_json.render,
-    Format.TEXT: as_json.render,
-    Format.HTML: as_json.render,
-    Format.OPENMETRICS: as_json.render,
+    Format.HEALTH_JSON: as_health_json.render,
+    Format.TEXT: as_text.render,
+    Format.HTML: as_html.render,
+    Format.OPENMETRICS: as_openmetrics.render,
 }

@@ -10,7 +10,7 @@ from lbkit.health.formats.rendering import Rendering, iso, output_of, rounded
 from lbkit.health.report import Endpoint, Report
 from lbkit.health.standing import CheckView
 from lbkit.health.status import Status
-from lbkit.health.vitals import Vitals
+from lbkit.health.vitals import Vitals, breaches
 
 __all__ = ["render"]
 
@@ -32,6 +32,8 @@ def _additions(report: Report, level: Level) -> Json:
         more["state"] = report.state.value
         more["metrics"] = _metrics(report.vitals or Vitals())
         more["metrics_source"] = _metrics_source(report.vitals or Vitals())
+        if breached := breaches(report.vitals or Vitals(), report.thresholds):
+            more["breaches"] = list(breached)
         more["uptime"] = rounded(report.uptime, 3)
     if report.endpoint is Endpoint.CHECK:
         # The answer's own status is this check's.
