@@ -58,6 +58,9 @@ class Run:
 
     def __init__(self, started_at: float) -> None:
         self.started_at = started_at
+        self.over = False
+        """The callable has ended: there is nothing left to be late."""
+
         self.landed: Future[None] = Future()
         self.task: asyncio.Task[None] | None = None
 
@@ -187,6 +190,7 @@ class Flight:
             outcome = outcome_of(returned)
         except BaseException as error:
             outcome = outcome_of_error(error)
+        run.over = True
         self._land(run, outcome)
         self._release(run)
 
@@ -200,6 +204,7 @@ class Flight:
             left = None if timeout is None else max(0.0, run.started_at + timeout - self._clock())
             await asyncio.wait({task}, timeout=left)
             if task.done():
+                run.over = True
                 self._land(run, task.result())
                 return
             self._land(run, TIMEOUT)
@@ -265,7 +270,7 @@ class Probe:
         if run is None:
             if due(self.check, self.standing, now):
                 self.launch()
-        elif overdue(self.check, self.standing, run_started_at=run.started_at, now=now):
+        elif not run.over and overdue(self.check, self.standing, run_started_at=run.started_at, now=now):
             self._time_out(run, now)
 
     def launch(self) -> Run:
@@ -305,7 +310,7 @@ class Probe:
         with self._lock:
             before = self.standing
             counted = (
-                before.result is not None and unless_since is not None and before.result.at > unless_since
+                before.result is not None and unless_since is not None and before.result.at >= unless_since
             )
             # Many readers may find the same run late at once; it is counted for one of them.
             settled = still is not None and not overdue(

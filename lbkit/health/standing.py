@@ -103,10 +103,10 @@ def overdue(check: Check, standing: Standing, *, run_started_at: float, now: flo
     """Whether the run that is going on counts as a timeout now: when it is late, then once each fail_ttl."""
     if now - run_started_at < check.timeout:
         return False
-    counted = standing.result is not None and standing.result.at > run_started_at
+    counted = standing.result is not None and standing.result.at >= run_started_at
     if not counted or standing.result is None:
         return True
-    return now - standing.result.at >= max(check.fail_ttl, check.timeout)
+    return now - standing.result.at >= _counted_again(check)
 
 
 def first_wanted(check: Check, standing: Standing, now: float) -> bool:
@@ -122,7 +122,7 @@ def settled_until(check: Check, standing: Standing, *, run_started_at: float | N
     if run_started_at is None:
         ends.append(standing.result.at + _believed(check, standing))
     else:
-        ends.append(run_started_at + check.timeout)
+        ends += [run_started_at + check.timeout, standing.result.at + _counted_again(check)]
     if check.shared_grace and standing.good_at is not None:
         ends.append(standing.good_at + check.shared_grace)
     return min((end for end in ends if end > now), default=now)
@@ -150,6 +150,11 @@ def view(check: Check, standing: Standing, *, run_started_at: float | None, now:
         stale=stale,
         hung_ms=hung_ms,
     )
+
+
+def _counted_again(check: Check) -> float:
+    """Seconds between two timeouts that are counted for one run."""
+    return max(check.fail_ttl, check.timeout)
 
 
 def _in_grace(check: Check, standing: Standing, status: Status, now: float) -> Status:
