@@ -5,6 +5,7 @@ Plugins: `lbkit_flask`, `lbkit_starlette`, `lbkit_fastapi`. Without a framework:
 
 from lbkit.balancer import Dispatch, Policy, Pool, Replica, ReplicaState, RoundRobin
 from lbkit.errors import ConfigError, LbkitError, MissingExtra, StartupError, TargetError
+from lbkit.forwarded import TrustedProxies
 from lbkit.health import Check, Outcome, Status
 from lbkit.monitor import Change, Health
 from lbkit.service import Service
@@ -27,4 +28,5 @@ __all__ = [
     "StartupError",
     "Status",
     "TargetError",
+    "TrustedProxies",
 ]

@@ -12,10 +12,11 @@ PUBLIC = {
     "lbkit": {
         "Change", "Check", "ConfigError", "Dispatch", "Health", "LbkitError", "MissingExtra", "Outcome", "Policy", "Pool",
         "Replica", "ReplicaState", "RoundRobin", "Service", "StartupError", "Status", "TargetError",
+        "TrustedProxies",
     },
     "lbkit.balancer": {"Dispatch", "Policy", "Pool", "Replica", "ReplicaState", "RoundRobin"},
-    "lbkit.asgi": {"Balancer", "HealthMiddleware"},
-    "lbkit.wsgi": {"Balancer", "HealthMiddleware"},
+    "lbkit.asgi": {"Balancer", "ForwardedMiddleware", "HealthMiddleware"},
+    "lbkit.wsgi": {"Balancer", "ForwardedMiddleware", "HealthMiddleware"},
     "lbkit_flask": {"LBKit"},
     "lbkit_starlette": {"LBKit"},
     "lbkit_fastapi": {"LBKit"},

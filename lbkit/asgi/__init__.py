@@ -1,6 +1,7 @@
 """lbkit for any ASGI app. The classes have the same names in `lbkit.wsgi`."""
 
 from lbkit.asgi.balancer import Balancer
+from lbkit.asgi.forwarded import ForwardedMiddleware
 from lbkit.asgi.health import HealthMiddleware
 
-__all__ = ["Balancer", "HealthMiddleware"]
+__all__ = ["Balancer", "ForwardedMiddleware", "HealthMiddleware"]

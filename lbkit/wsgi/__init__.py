@@ -1,6 +1,7 @@
 """lbkit for any WSGI app. The classes have the same names in `lbkit.asgi`."""
 
 from lbkit.wsgi.balancer import Balancer
+from lbkit.wsgi.forwarded import ForwardedMiddleware
 from lbkit.wsgi.health import HealthMiddleware
 
-__all__ = ["Balancer", "HealthMiddleware"]
+__all__ = ["Balancer", "ForwardedMiddleware", "HealthMiddleware"]

@@ -1,0 +1,97 @@
+"""The client's own address, scheme and host, in front of an ASGI app."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from operator import itemgetter
+
+from lbkit.forwarded import EVERY, TrustedProxies, spellings
+from lbkit.types import ASGIApp, Receive, Scope, Send
+
+__all__ = ["ForwardedMiddleware", "Original"]
+
+logger = logging.getLogger("lbkit.forwarded")
+
+KEY = "lbkit.forwarded"
+NAME = itemgetter(0)
+
+
+def _encoded(names: Iterable[str]) -> frozenset[bytes]:
+    return frozenset(name.encode() for name in names)
+
+
+# With '_' too: a bridge to WSGI takes `x_forwarded_for` for the same header.
+EVERY_SPELLING = _encoded(spelling for name in EVERY for spelling in spellings(name))
+
+WEBSOCKET = {"http": "ws", "https": "wss"}
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """What the server itself saw: `scope["lbkit.forwarded"]`."""
+
+    client: tuple[str, int] | None
+    scheme: str
+    headers: list[tuple[bytes, bytes]]
+
+
+class ForwardedMiddleware:
+    """Puts the client's address, scheme and host into the scope, as `TrustedProxies` decides.
+
+    The app reads them where it always does; what the server saw stays in `scope["lbkit.forwarded"]`.
+    Put it outside of everything that asks who the client is. The server must not do the same work
+    first: start uvicorn with `--no-proxy-headers`.
+    """
+
+    def __init__(self, app: ASGIApp, proxies: TrustedProxies) -> None:
+        self.app = app
+        self.proxies = proxies
+        self._read = {name.encode(): name for name in proxies.reads}
+        self._removed = {
+            trusted: EVERY_SPELLING - _encoded(names) for trusted, names in proxies.keeps.items()
+        }
+        self._warned = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # A second one further in sees the client as its peer: the first one's answer stands.
+        if scope["type"] in ("http", "websocket") and KEY not in scope:
+            scope = self._resolved(scope)
+        await self.app(scope, receive, send)
+
+    def _resolved(self, scope: Scope) -> Scope:
+        client, scheme, headers = scope.get("client"), scope.get("scheme", "http"), scope["headers"]
+        if client and client[1] == 0 and not self._warned:
+            self._warn(client)
+        bare = EVERY_SPELLING.isdisjoint(map(NAME, headers))
+        origin = self.proxies.origin(client[0] if client else None, {} if bare else self._fields(headers))
+        inner = {**scope, KEY: Original(client, scheme, headers)}
+        if origin.address is not None:
+            port = origin.port if origin.port is not None else client[1] if client else 0
+            inner["client"] = (origin.address, port)
+        if origin.scheme is not None:
+            inner["scheme"] = WEBSOCKET[origin.scheme] if scope["type"] == "websocket" else origin.scheme
+        if not bare:
+            removed = self._removed[origin.trusted]
+            inner["headers"] = [header for header in headers if header[0] not in removed]
+        if origin.host is not None:
+            others = [header for header in inner["headers"] if header[0] != b"host"]
+            inner["headers"] = [(b"host", origin.host.encode("latin-1")), *others]
+        return inner
+
+    def _fields(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+        fields: dict[str, str] = {}
+        for name, value in headers:
+            if key := self._read.get(name):
+                text = value.decode("latin-1")
+                fields[key] = f"{fields[key]},{text}" if key in fields else text
+        return fields
+
+    def _warn(self, client: tuple[str, int]) -> None:
+        self._warned = True
+        logger.warning(
+            "the server has already replaced the peer's address (%s, port 0): TrustedProxies cannot see"
+            " who the peer was. Start uvicorn with --no-proxy-headers",
+            client[0],
+        )
