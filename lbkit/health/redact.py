@@ -22,6 +22,8 @@ WORDS = (
 RULES = (
     # scheme://user:password@host: the password may hold anything but a space, an @ too.
     (re.compile(r"\b([a-z][a-z0-9+.\-]*://)[^\s/@]*:?[^\s]*@", re.I), rf"\1{HIDDEN}@"),
+    # The same with a space in the password. This may eat some text between two addresses, and that is fine.
+    (re.compile(r"\b([a-z][a-z0-9+.\-]*://)[^\s/@:]*:[^@]{0,100}@", re.I), rf"\1{HIDDEN}@"),
     # PEM blocks, whole or cut.
     (re.compile(r"-----BEGIN[^-]*-----.*?(?:-----END[^-]*-----|$)", re.S), HIDDEN),
     # A query string may carry anything.
@@ -35,7 +37,9 @@ RULES = (
         ),
         rf"\1\2{HIDDEN}",
     ),
-    (re.compile(r"\b(bearer|basic|digest)\s+[A-Za-z0-9\-._~+/]{6,}=*", re.I), rf"\1 {HIDDEN}"),
+    # password hunter2: without a sign between them, a word with a digit in it.
+    (re.compile(rf"([\w\-]*(?:{WORDS}))\s+(?=\S*\d)\S{{4,}}", re.I), rf"\1 {HIDDEN}"),
+    (re.compile(r"\b(bearer|basic|digest)\s+\S{6,}", re.I), rf"\1 {HIDDEN}"),
     # JSON web tokens; AWS, GitHub, Slack, Stripe, Google and GitLab keys, by their first letters.
     (re.compile(r"\beyJ[\w\-]+(?:\.[\w\-]*){0,4}"), HIDDEN),
     (re.compile(r"\b(?:AKIA|ASIA|AROA|AIDA)[A-Z0-9]{12,}"), HIDDEN),
