@@ -101,7 +101,8 @@ def change(notebook: Opened, number: Number, change: Change) -> Note:
     return notebook.change(number, change) or missing(number)
 
 
-@router.delete("/{number}", status_code=204, responses={404: {}})
+# response_model=None: FastAPI before 0.112 takes the "None" of a postponed annotation for a body.
+@router.delete("/{number}", status_code=204, response_model=None, responses={404: {}})
 def remove(notebook: Opened, number: Number) -> None:
     if not notebook.remove(number):
         missing(number)
