@@ -22,8 +22,9 @@ class Program:
     inside: str | None = None
     """Where the wheel has the program, in site-packages; None when it puts it into `bin` itself."""
 
-    def find(self, path: str | None = None) -> str | None:
-        return shutil.which(self.name, path=path)
+    def find(self, path: str) -> str | None:
+        # Debian leaves sbin, where servers are, out of the PATH of everybody but root.
+        return shutil.which(self.name, path=os.pathsep.join([path, "/usr/local/sbin", "/usr/sbin"]))
 
     @property
     def advice(self) -> str:
@@ -81,4 +82,5 @@ def _from_wheel(program: Program, here: Environment) -> None:
     ask = [str(here.python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     packages = subprocess.run(ask, check=True, capture_output=True, text=True).stdout.strip()
     os.chmod(f"{packages}/{program.inside}", 0o755)  # pip drops the mode of files that are no scripts
+    (here.bin / program.name).unlink(missing_ok=True)
     (here.bin / program.name).symlink_to(f"{packages}/{program.inside}")

@@ -20,7 +20,7 @@ from lbkit.cli.screen import announce, show_access
 from lbkit.cli.target import find, one_line, parse, where
 from lbkit.errors import ConfigError, LbkitError, StartupError
 from lbkit.interface import interface_of
-from lbkit.types import Message, Receive, Scope, Send
+from lbkit.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = ["STARTUP_FAILED", "Plan", "run", "run_again_and_again"]
 
@@ -59,7 +59,7 @@ def run(plan: Plan) -> None:
 def run_again_and_again(plan: Plan) -> None:
     """Serve until Ctrl-C, each time in a new process when a source file has changed."""
     watched = parse(plan.target, app_dir=plan.app_dir).root
-    _configure_logging(Quiet())
+    _configure_logging(Quiet(starting=False))
     config = uvicorn.Config(
         "lbkit", reload=True, reload_dirs=[str(watched)], access_log=False, log_config=None
     )
@@ -93,7 +93,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.quiet = Quiet()
+        self.quiet = Quiet(starting=True)
         self.failure: str | None = None
         super().__init__(
             uvicorn.Config(
@@ -124,7 +124,7 @@ class Server(uvicorn.Server):
             click.echo(f"Error: {one_line(self.failure)}", err=True)
             sys.exit(STARTUP_FAILED)
 
-    def _load(self) -> Server:
+    def _load(self) -> ASGIApp:
         self.source = find(parse(self.plan.target, app_dir=self.plan.app_dir), factory=self.plan.factory)
         try:
             apps = make(self.source.make, replicas=self.plan.replicas)
@@ -132,9 +132,9 @@ class Server(uvicorn.Server):
             raise _explained(error) from error
         self.interface = interface_of(next(iter(apps.values())))
         self.balancer = Balancer(apps, on_dispatch=show_access)
-        return self
+        return self._app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             send = partial(self._note, send)
         await self.balancer(scope, receive, send)
@@ -149,9 +149,9 @@ class Quiet(logging.Filter):
     """Drops what we say ourselves, in one line: why a start failed; and what nobody needs to hear: that a
     stream was cancelled because we are stopping."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, starting: bool) -> None:
         super().__init__()
-        self.starting = True
+        self.starting = starting
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError):
