@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lbkit.balancer.hop import WEB_SCHEMES, add_client
+from lbkit.balancer.hop import WEB_SCHEMES, add_client, checked_header
+from lbkit.errors import ConfigError
 
 ADDRESSES = st.ip_addresses().map(str)
 
@@ -51,3 +52,15 @@ def test_each_hop_adds_one_entry_and_keeps_those_before(peers: list[str]) -> Non
 
 def test_a_websocket_is_forwarded_as_the_web_scheme_below_it() -> None:
     assert WEB_SCHEMES == {"http": "http", "https": "https", "ws": "http", "wss": "https"}
+
+
+@pytest.mark.parametrize("name", ["x-lbkit-replica", "X-Served-By", "_", "a.b!#$%&'*+^`|~9", None])
+def test_a_header_may_have_any_name_of_rfc_9110_or_none(name: str | None) -> None:
+    assert checked_header(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "x served", "x:y", "a\r\nb", "a\n", "x-réplique", '"x"', "x\x00"])
+def test_what_is_no_header_name_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="need a header name such as 'x-served-by', or None") as caught:
+        checked_header(name)
+    assert str(caught.value).endswith(f"got {name!r}")

@@ -23,7 +23,7 @@ from typing import Any
 from lbkit.asgi.bridge import WSGIBridge
 from lbkit.asgi.lifespan import Lifespan
 from lbkit.balancer import Dispatch, Policy, Pool, Replica
-from lbkit.balancer.hop import FORWARDED, WEB_SCHEMES, add_client
+from lbkit.balancer.hop import FORWARDED, WEB_SCHEMES, add_client, checked_header
 from lbkit.balancer.members import make, named
 from lbkit.errors import StartupError
 from lbkit.interface import Interface, interface_of
@@ -70,11 +70,11 @@ class Balancer:
         on_dispatch: Callable[[Dispatch], object] | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
-        members = named(apps)
+        members, header = named(apps), checked_header(replica_header)
         self.pool = Pool(map(Replica, members), policy=policy)
         self.on_dispatch = on_dispatch
         self.clock = clock
-        self._members = {name: Member(name, app, replica_header) for name, app in members.items()}
+        self._members = {name: Member(name, app, header) for name, app in members.items()}
 
     @classmethod
     def from_factory(

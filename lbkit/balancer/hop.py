@@ -11,9 +11,16 @@ X-Forwarded-Host   the Host that the client asked for; what came in is dropped
 
 from __future__ import annotations
 
-__all__ = ["FORWARDED", "WEB_SCHEMES", "add_client"]
+import re
+
+from lbkit.errors import ConfigError
+
+__all__ = ["FORWARDED", "WEB_SCHEMES", "add_client", "checked_header"]
 
 FORWARDED = ("x-forwarded-for", "x-forwarded-proto", "x-forwarded-host")
+
+TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+"""RFC 9110, section 5.6.2: what a header's name is made of."""
 
 UNKNOWN = "unknown"
 """RFC 7239, section 6.2: the peer has no address (a unix socket). With nothing added, what the
@@ -28,3 +35,10 @@ def add_client(earlier: str, client: str | None) -> str:
     """X-Forwarded-For, given what came in (several lines joined by a comma) and the peer's address."""
     peer = client or UNKNOWN
     return f"{earlier}, {peer}" if earlier else peer
+
+
+def checked_header(name: str | None) -> str | None:
+    """The name of the header that tells the replica. Raises ConfigError for what is no header name."""
+    if name is not None and not TOKEN.fullmatch(name):
+        raise ConfigError(f"need a header name such as 'x-served-by', or None for no header, got {name!r}")
+    return name

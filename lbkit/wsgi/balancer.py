@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from lbkit.balancer import Dispatch, Policy, Pool, Replica
-from lbkit.balancer.hop import FORWARDED, add_client
+from lbkit.balancer.hop import FORWARDED, add_client, checked_header
 from lbkit.balancer.members import make, named
 from lbkit.errors import ConfigError
 from lbkit.interface import Interface, interface_of
@@ -52,7 +52,8 @@ class Balancer:
         clock: Clock = time.monotonic,
     ) -> None:
         self._apps = {name: only_wsgi(app) for name, app in named(apps).items()}
-        self.named = {name: [(replica_header, name)] if replica_header else [] for name in self._apps}
+        header = checked_header(replica_header)
+        self.named = {name: [(header, name)] if header is not None else [] for name in self._apps}
         self.pool = Pool(map(Replica, self._apps), policy=policy)
         self.on_dispatch = on_dispatch
         self.clock = clock
