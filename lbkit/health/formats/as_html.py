@@ -20,7 +20,7 @@ __all__ = ["render"]
 
 STYLE = """
 :root{color-scheme:light dark;--bg:#f6f7f9;--card:#fff;--line:#e3e6ea;--ink:#1b1f24;--soft:#616a75;
---good:#1a7f4b;--warn:#9a6200;--bad:#c4283a;--goodbg:#e4f5ec;--warnbg:#fdf1d8;--badbg:#fde7e9}
+--good:#14693c;--warn:#835300;--bad:#b3202f;--goodbg:#e4f5ec;--warnbg:#fdf1d8;--badbg:#fde7e9}
 @media(prefers-color-scheme:dark){:root{--bg:#0f1216;--card:#181c22;--line:#2a3038;--ink:#e8ebef;--soft:#9aa4b0;
 --good:#56d393;--warn:#f0b94d;--bad:#ff7b86;--goodbg:#12301f;--warnbg:#362909;--badbg:#3b151a}}
 *{box-sizing:border-box}
@@ -42,10 +42,11 @@ li+li{border-top:1px solid var(--line)}
 li b{flex:1 1 9rem;overflow-wrap:anywhere}
 li .soft{margin:0;font-variant-numeric:tabular-nums}
 li p{flex:1 0 100%;margin:0;font-size:.875rem;overflow-wrap:anywhere}
-svg{flex:1 1 12rem;height:.6rem;border-radius:99px;display:block;min-width:8rem}
+svg{flex:1 1 5rem;height:.6rem;border-radius:99px;display:block;min-width:4rem}
 .track{fill:var(--line)}.fill{fill:currentColor}
 .figure{flex:0 0 4rem;text-align:right;font-variant-numeric:tabular-nums}
-.name{flex:0 0 5rem}
+.name{flex:0 0 4.5rem}
+@media(max-width:34rem){li .soft{flex:1 0 100%;order:1}li p{order:2}}
 """.strip()
 
 _HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
@@ -124,9 +125,10 @@ def _check(view: CheckView, level: Level) -> str:
     parts = [f"<li><b>{escape(view.check.name)}</b>"]
     if view.response_ms is not None and view.age_ms is not None and view.wall is not None:
         when = f'<time datetime="{iso(view.wall)}">{_ago(view.age_ms / 1000)} ago</time>'
-        parts.append(f'<span class="soft">{view.response_ms:.1f} ms · {when}</span>')
-    if not view.check.critical:
-        parts.append('<span class="soft">not critical</span>')
+        facts = f"{view.response_ms:.1f} ms · {when}"
+    else:
+        facts = "no result yet"
+    parts.append(f'<span class="soft">{facts}{"" if view.check.critical else " · not critical"}</span>')
     parts.append(_pill(view.status.value))
     said = ": ".join(filter(None, (view.error, output_of(view, level))))
     if view.failures > 1:
