@@ -11,12 +11,13 @@ import logging
 import math
 import os
 import time
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
 from lbkit.errors import ConfigError
+from lbkit.forwarded import TrustedProxies
 from lbkit.health.accept import choose
 from lbkit.health.access import Auth, Caller, Details, Gate, Level
 from lbkit.health.check import DETAILED, READY, Check, CheckFunction, ComponentType
@@ -95,7 +96,7 @@ class Health:
         *,
         details: Details = "public",
         auth: Auth | None = None,
-        trusted_proxies: Sequence[str] = (),
+        trusted_proxies: TrustedProxies | None = None,
         thresholds: Thresholds | None = None,
         metrics_in_readiness: bool = False,
         disk_path: str = "/",

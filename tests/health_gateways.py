@@ -1,4 +1,4 @@
-"""One way to ask for health through either gateway, without a server: an ASGI app on a loop of its own, a WSGI app."""
+"""One way to ask for health through either gateway, without a server."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from threading import Thread
 from typing import Any
 
 import httpx
+
 from lbkit import asgi, wsgi
 from lbkit.monitor import Health
 
@@ -25,7 +26,7 @@ class FakeClock:
         return self.now
 
 
-async def asgi_app(scope: Any, receive: Any, send: Any) -> None:
+async def asgi_app(scope: Any, _: Any, send: Any) -> None:
     """Knows http alone: at a lifespan it raises, as many small ASGI apps do."""
     if scope["type"] != "http":
         raise NotImplementedError(scope["type"])
@@ -33,7 +34,7 @@ async def asgi_app(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": BODY})
 
 
-def wsgi_app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+def wsgi_app(_: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [BODY]
 
@@ -54,9 +55,11 @@ class Gateway:
 
 @contextmanager
 def gateway(name: str, health: Health, app: Any = None) -> Iterator[Gateway]:
-    with through_asgi(app or asgi.HealthMiddleware(asgi_app, health)) if name == "asgi" else through_wsgi(
-        app or wsgi.HealthMiddleware(wsgi_app, health)
-    ) as send:
+    with (
+        through_asgi(app or asgi.HealthMiddleware(asgi_app, health))
+        if name == "asgi"
+        else through_wsgi(app or wsgi.HealthMiddleware(wsgi_app, health)) as send
+    ):
         yield Gateway(name, health, send)
     health.stop()
 

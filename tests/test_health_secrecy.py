@@ -11,8 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lbkit.errors import ConfigError
+from lbkit.forwarded import TrustedProxies
 from lbkit.health import Caller, Outcome, Thresholds
-from lbkit.health.access import Gate, Level, client_of
+from lbkit.health.access import Gate, Level
 from lbkit.health.redact import LONGEST, redact
 from lbkit.monitor import Health
 from lbkit.service import Service
@@ -201,17 +202,10 @@ def test_an_auth_function_that_fails_or_says_something_odd_opens_nothing() -> No
     ],
 )
 def test_networks_and_proxies(peer: str | None, forwarded: str, proxies: list[str], opens: bool) -> None:
-    gate = Gate(details="authorized", auth=["10.0.0.0/8", "100.64.0.0/10"], trusted_proxies=proxies)
+    trusted = TrustedProxies(proxies) if proxies else None
+    gate = Gate(details="authorized", auth=["10.0.0.0/8", "100.64.0.0/10"], trusted_proxies=trusted)
     level = gate.level(caller(peer, x_forwarded_for=forwarded))
     assert (level is Level.FULL) is opens
-
-
-def test_a_long_chain_of_proxies_is_cut() -> None:
-    import ipaddress
-
-    trusted = [ipaddress.ip_network("10.0.0.0/8")]
-    chain = ", ".join(["203.0.113.9", *["10.0.0.1"] * 5000])
-    assert str(client_of(caller("10.0.0.2", x_forwarded_for=chain), trusted)) == "10.0.0.1"
 
 
 @pytest.mark.parametrize(
@@ -224,8 +218,6 @@ def test_a_long_chain_of_proxies_is_cut() -> None:
         {"auth": []},
         {"auth": ["10.0.0.0/33"]},
         {"auth": ["10.0.0.1/8"]},
-        {"auth": TOKEN, "trusted_proxies": "10.0.0.0/8"},
-        {"auth": TOKEN, "trusted_proxies": ["nonsense"]},
     ],
 )
 def test_a_gate_that_cannot_be_meant_is_refused(options: dict[str, Any]) -> None:

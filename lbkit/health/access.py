@@ -19,8 +19,9 @@ from enum import Enum
 from typing import Literal, TypeAlias
 
 from lbkit.errors import ConfigError
+from lbkit.forwarded import TrustedProxies
 
-__all__ = ["Auth", "Caller", "Details", "Gate", "Level", "client_of"]
+__all__ = ["Auth", "Caller", "Details", "Gate", "Level"]
 
 
 class Level(Enum):
@@ -45,14 +46,17 @@ Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 SHORTEST_TOKEN = 8
-MOST_HOPS = 32
 
 
 class Gate:
-    """Decides the level of a caller. `trusted_proxies` are the networks whose X-Forwarded-For is believed."""
+    """Decides the level of a caller: the peer, or whom `trusted_proxies` name when they are the peer."""
 
     def __init__(
-        self, *, details: Details = "public", auth: Auth | None = None, trusted_proxies: Sequence[str] = ()
+        self,
+        *,
+        details: Details = "public",
+        auth: Auth | None = None,
+        trusted_proxies: TrustedProxies | None = None,
     ) -> None:
         if details not in ("public", "authorized", "never"):
             raise ConfigError(f"need details 'public', 'authorized' or 'never', got {details!r}")
@@ -60,7 +64,7 @@ class Gate:
             raise ConfigError(
                 "details='authorized' needs auth: a function, a bearer token or a list of networks"
             )
-        self._ask = None if auth is None else _authoriser(auth, _networks("trusted_proxies", trusted_proxies))
+        self._ask = None if auth is None else _authoriser(auth, trusted_proxies)
         if details == "never":
             self._ask = None
         self._unproven = Level.PUBLIC if details == "public" else Level.STATUS_ONLY
@@ -83,27 +87,15 @@ class Gate:
         return Level.FULL if proven else self._unproven
 
 
-def client_of(caller: Caller, trusted: Sequence[Network]) -> Address | None:
-    """The nearest address that is not one of our own proxies. None when there is none that can be read."""
-    address = _address(caller.peer)
-    hops = caller.headers.get("x-forwarded-for", "").split(",")[-MOST_HOPS:]
-    while address is not None and hops and _within(address, trusted):
-        hop = hops.pop().strip()
-        if not hop:
-            continue
-        address = _address(hop)
-    return address
-
-
-def _authoriser(auth: Auth, trusted: Sequence[Network]) -> Callable[[Caller], bool]:
+def _authoriser(auth: Auth, proxies: TrustedProxies | None) -> Callable[[Caller], bool]:
     if callable(auth):
         return auth
     if isinstance(auth, str):
         return _bearer(auth)
-    networks = _networks("auth", auth)
+    networks = _networks(auth)
     if not networks:
         raise ConfigError("need at least one network in auth, got none")
-    return lambda caller: _within(client_of(caller, trusted), networks)
+    return lambda caller: _within(_client(caller, proxies), networks)
 
 
 def _bearer(token: str) -> Callable[[Caller], bool]:
@@ -120,13 +112,17 @@ def _bearer(token: str) -> Callable[[Caller], bool]:
     return allowed
 
 
-def _networks(what: str, texts: Sequence[str]) -> tuple[Network, ...]:
-    if isinstance(texts, str):
-        raise ConfigError(f"need {what} as a list of networks, got the text {texts!r}")
+def _networks(texts: Sequence[str]) -> tuple[Network, ...]:
     try:
         return tuple(ipaddress.ip_network(text) for text in texts)
     except ValueError as error:
-        raise ConfigError(f"{what}: {error}") from None
+        raise ConfigError(f"need networks such as 10.0.0.0/8 in auth: {error}") from None
+
+
+def _client(caller: Caller, proxies: TrustedProxies | None) -> Address | None:
+    if proxies is None:
+        return _address(caller.peer)
+    return _address(proxies.origin(caller.peer, caller.headers).address)
 
 
 def _address(text: str | None) -> Address | None:
