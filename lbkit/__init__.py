@@ -9,6 +9,7 @@ from lbkit.forwarded import TrustedProxies
 from lbkit.health import Check, Outcome, Status
 from lbkit.monitor import Change, Health
 from lbkit.service import Service
+from lbkit.sticky import Sticky
 
 __all__ = [
     "Change",
@@ -27,6 +28,7 @@ __all__ = [
     "Service",
     "StartupError",
     "Status",
+    "Sticky",
     "TargetError",
     "TrustedProxies",
 ]

@@ -11,12 +11,12 @@ import pytest
 PUBLIC = {
     "lbkit": {
         "Change", "Check", "ConfigError", "Dispatch", "Health", "LbkitError", "MissingExtra", "Outcome", "Policy", "Pool",
-        "Replica", "ReplicaState", "RoundRobin", "Service", "StartupError", "Status", "TargetError",
+        "Replica", "ReplicaState", "RoundRobin", "Service", "StartupError", "Status", "Sticky", "TargetError",
         "TrustedProxies",
     },
     "lbkit.balancer": {"Dispatch", "Policy", "Pool", "Replica", "ReplicaState", "RoundRobin"},
-    "lbkit.asgi": {"Balancer", "ForwardedMiddleware", "HealthMiddleware"},
-    "lbkit.wsgi": {"Balancer", "ForwardedMiddleware", "HealthMiddleware"},
+    "lbkit.asgi": {"Balancer", "ForwardedMiddleware", "HealthMiddleware", "StickyMiddleware"},
+    "lbkit.wsgi": {"Balancer", "ForwardedMiddleware", "HealthMiddleware", "StickyMiddleware"},
     "lbkit_flask": {"LBKit"},
     "lbkit_starlette": {"LBKit"},
     "lbkit_fastapi": {"LBKit"},

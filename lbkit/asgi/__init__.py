@@ -3,5 +3,6 @@
 from lbkit.asgi.balancer import Balancer
 from lbkit.asgi.forwarded import ForwardedMiddleware
 from lbkit.asgi.health import HealthMiddleware
+from lbkit.asgi.sticky import StickyMiddleware
 
-__all__ = ["Balancer", "ForwardedMiddleware", "HealthMiddleware"]
+__all__ = ["Balancer", "ForwardedMiddleware", "HealthMiddleware", "StickyMiddleware"]

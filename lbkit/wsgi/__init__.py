@@ -3,5 +3,6 @@
 from lbkit.wsgi.balancer import Balancer
 from lbkit.wsgi.forwarded import ForwardedMiddleware
 from lbkit.wsgi.health import HealthMiddleware
+from lbkit.wsgi.sticky import StickyMiddleware
 
-__all__ = ["Balancer", "ForwardedMiddleware", "HealthMiddleware"]
+__all__ = ["Balancer", "ForwardedMiddleware", "HealthMiddleware", "StickyMiddleware"]
