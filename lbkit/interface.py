@@ -5,7 +5,7 @@ callable with                                  interface
 =============================================  =========
 a coroutine function of three parameters       ASGI
 a plain function that needs three parameters   ASGI (it returns the awaitable)
-a plain function that takes two                WSGI
+a plain function that needs two                WSGI
 anything else                                  refused, with the reason
 =============================================  =========
 """
@@ -36,12 +36,10 @@ def interface_of(app: object) -> Interface:
         raise ConfigError(
             f"{app.__qualname__} is a class: give an instance of it, or a function that makes one"
         )
-    takes_two, takes_three = _takes(app, 2), _takes(app, 3)
-    if takes_three and (_is_async(app) or not takes_two):
+    if _takes(app, 3) and (_is_async(app) or _needs(app) == 3):
         return Interface.ASGI
-    if takes_two and not takes_three and not _is_async(app):
-        return Interface.WSGI
-    if takes_two and takes_three and _needs(app) == 2:
+    # What could be called with less is a factory with options, not an app.
+    if _takes(app, 2) and _needs(app) == 2 and not _is_async(app):
         return Interface.WSGI
     raise ConfigError(f"{app!r} is neither ASGI nor WSGI by its parameters: {RULE}")
 

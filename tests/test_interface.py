@@ -197,7 +197,7 @@ def test_the_answer_follows_from_the_parameters(needed: int, optional: int, is_a
     takes_two, takes_three = needed <= 2 <= needed + optional, needed <= 3 <= needed + optional
     if takes_three and (is_async or needed == 3):
         assert interface_of(app) is Interface.ASGI
-    elif takes_two and not is_async and (needed == 2 or not takes_three):
+    elif takes_two and not is_async and needed == 2:
         assert interface_of(app) is Interface.WSGI
     else:
         with pytest.raises(ConfigError):
