@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent.parent
 ALONE = """
 import sys, lbkit, lbkit.asgi, lbkit.wsgi, lbkit.balancer
 from importlib.metadata import version
-frameworks = {"flask", "werkzeug", "starlette", "fastapi", "click", "uvicorn", "redis", "httpx"} & set(sys.modules)
-assert not frameworks, frameworks
+optional = {"flask", "werkzeug", "starlette", "fastapi", "click", "uvicorn", "redis", "httpx"}
+assert not optional & set(sys.modules), optional & set(sys.modules)
 for name in lbkit.__all__:
     getattr(lbkit, name)
 print(lbkit.__file__, version("lbkit-web"))

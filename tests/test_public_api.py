@@ -10,9 +10,9 @@ import pytest
 
 PUBLIC = {
     "lbkit": {
-        "Change", "Check", "ConfigError", "Dispatch", "Health", "LbkitError", "MissingExtra", "Outcome", "Policy", "Pool",
-        "Replica", "ReplicaState", "RoundRobin", "Service", "StartupError", "Status", "Sticky", "TargetError",
-        "TrustedProxies",
+        "Change", "Check", "ConfigError", "Dispatch", "Health", "LbkitError", "MissingExtra", "Outcome",
+        "Policy", "Pool", "Replica", "ReplicaState", "RoundRobin", "Service", "StartupError", "Status", "Sticky",
+        "TargetError", "TrustedProxies",
     },
     "lbkit.balancer": {"Dispatch", "Policy", "Pool", "Replica", "ReplicaState", "RoundRobin"},
     "lbkit.asgi": {"Balancer", "ForwardedMiddleware", "HealthMiddleware", "StickyMiddleware"},
