@@ -121,8 +121,13 @@ class Balancer:
             logger.error("%s", error)
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
+        try:
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        except BaseException:
+            for member in self._members.values():
+                member.lifespan.cancel()
+            raise
         if failures := await self._stop_all():
             await send({"type": "lifespan.shutdown.failed", "message": "; ".join(failures)})
         else:

@@ -45,7 +45,7 @@ class Lifespan:
         try:
             answer = await self._ask("lifespan.startup")
         except asyncio.CancelledError:
-            self._task.cancel()
+            self.cancel()
             raise
         if answer["type"] == "lifespan.startup.failed":
             raise StartupError(self.name, await self._reason(self._task, answer))
@@ -67,6 +67,11 @@ class Lifespan:
             return await self._reason(self._task, answer)
         await asyncio.wait({self._task})
         return self._error(self._task)
+
+    def cancel(self) -> None:
+        """Stop without a word, as the server that is stopped in this way itself."""
+        if self._task is not None:
+            self._task.cancel()
 
     async def _run(self, scope: Scope) -> None:
         try:

@@ -62,16 +62,13 @@ def websocket_scope(path: str = "/", *, headers: Headers = (HOST,), **more: Any)
 class Connection:
     """`put` is what the client sends, `get` what it receives, `end` waits for the app's call."""
 
-    def __init__(self, app: ASGIApp, scope: Scope) -> None:
+    def __init__(self, app: ASGIApp, scope: Scope, *, window: int = 0) -> None:
+        """`window`: `send` waits while the client has so many messages unread. 0 for no limit."""
         self._to_app: asyncio.Queue[Message] = asyncio.Queue()
-        self._from_app: asyncio.Queue[Message] = asyncio.Queue()
+        self._from_app: asyncio.Queue[Message] = asyncio.Queue(window)
         self.asked = 0
         """How often the app has called `receive`."""
 
-        self.writable = asyncio.Event()
-        """Cleared: the client does not read, and `send` waits."""
-
-        self.writable.set()
         self.broken = False
         """The client is gone and `send` says so, as ASGI 2.4 has it."""
 
@@ -105,15 +102,15 @@ class Connection:
         return await self._to_app.get()
 
     async def _send(self, message: Message) -> None:
-        await self.writable.wait()
+        await asyncio.sleep(0)  # a server's `send` lets others run, or an endless answer would hold the loop
         if self.broken:
             raise OSError("the client left")
-        self._from_app.put_nowait(message)
+        await self._from_app.put(message)
 
 
 @asynccontextmanager
-async def connected(app: ASGIApp, scope: Scope) -> AsyncIterator[Connection]:
-    connection = Connection(app, scope)
+async def connected(app: ASGIApp, scope: Scope, *, window: int = 0) -> AsyncIterator[Connection]:
+    connection = Connection(app, scope, window=window)
     try:
         yield connection
     finally:
