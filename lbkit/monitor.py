@@ -11,10 +11,10 @@ import logging
 import math
 import os
 import time
-from collections.abc import Awaitable, Callable, Hashable, Iterable
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 from lbkit.errors import ConfigError
 from lbkit.forwarded import TrustedProxies
@@ -34,7 +34,7 @@ from lbkit.probes import Flight, Loops, Probe, Run, Ticker, is_async, shared_fli
 from lbkit.service import Service
 from lbkit.types import Clock
 
-__all__ = ["Change", "Health"]
+__all__ = ["Change", "Companion", "Health"]
 
 logger = logging.getLogger("lbkit.health")
 
@@ -42,6 +42,9 @@ Function = TypeVar("Function", bound=CheckFunction)
 
 FRESH = 1.0
 """Seconds that a rendered answer is given to everybody who asks, if nothing changes."""
+
+BEATS = 4
+"""Turns of the loop in the time after which the watchdog says that it is stuck."""
 
 MOST_KEPT = 64
 LONGEST_KEY = 256
@@ -65,6 +68,14 @@ class Kept:
     state: State
     generation: int
     until: float
+
+
+class Companion(Protocol):
+    """Something that lives beside the app: it begins when the app serves, and ends with it."""
+
+    def begin(self, health: Health, /) -> None: ...
+
+    def end(self) -> None: ...
 
 
 class StartupTask:
@@ -103,29 +114,40 @@ class Health:
         budget: float = 0.8,
         retry_after: int = 1,
         envoy: bool = False,
+        watchdog: float | None = None,
+        beside: Sequence[Companion] = (),
         clock: Clock = time.monotonic,
         wall: Clock = time.time,
     ) -> None:
         """`budget`: seconds that an answer waits for the first result of a check, less than a kubelet's 1.
 
         `envoy`: tell Envoy to eject this replica at once while it drains, with
-        `x-envoy-immediate-health-check-fail`.
+        `x-envoy-immediate-health-check-fail`. `watchdog`: liveness fails when the app's event loop has not
+        turned for that many seconds, which only a `SidePort` can tell meanwhile. `beside`: what begins and
+        ends with the app, such as a `SidePort`.
         """
+        if watchdog is not None and not watchdog > 0:
+            raise ConfigError(f"need watchdog > 0 seconds, got watchdog={watchdog}")
         if not 0 <= budget <= 60:
             raise ConfigError(f"need 0 <= budget <= 60 seconds, got budget={budget}")
         self.service = service if service is not None else Service()
         self.lifecycle = Lifecycle()
         self.source: LifecycleSource = self.lifecycle
+        self.drain_view: Callable[[], Mapping[str, object]] | None = None
+        """What `/health/ready` and `/health/detailed` show as `drain`; None for nothing."""
+
         self.gate = Gate(details=details, auth=auth, trusted_proxies=trusted_proxies)
         self.thresholds = thresholds if thresholds is not None else Thresholds()
         self.budget = budget
         self._metrics_in_readiness = metrics_in_readiness
         self._retry_after = retry_after
         self._envoy = envoy
+        self._watchdog = watchdog
+        self._beside = tuple(beside)
         self._clock = clock
         self._wall = wall
         self._born = clock()
-        self._loops = Loops()
+        self._loops = Loops(beat=None if watchdog is None else watchdog / BEATS)
         self._routes = routes(self.service)
         self._under_checks = under_checks(self.service)
         self._probes: dict[str, Probe] = {}
@@ -146,7 +168,8 @@ class Health:
     def of(cls, *, version: str | None = None, health: Health | None = None) -> Health:
         """The health that a plugin was given, or a new one for that version. Raises ConfigError for both."""
         if health is None:
-            return cls(Service() if version is None else Service(version=version))
+            instance = os.environ.get("LBKIT_REPLICA_ID") or None
+            return cls(Service(version="unknown" if version is None else version, instance=instance))
         if version is not None:
             raise ConfigError(f"need version or health, got both: version={version!r} belongs into Service")
         return health
@@ -262,12 +285,17 @@ class Health:
             return
         self._warm_in = os.getpid()
         self._tick_if_needed()
+        for companion in self._beside:
+            companion.begin(self)
         for task in self._tasks:
             if not task.ended:
                 task.flight.launch(task.function, timeout=None, loops=self._loops)
 
     def stop(self) -> None:
         """Stop what runs in the background; `start` starts it again."""
+        if not self.cold:
+            for companion in self._beside:
+                companion.end()
         self._warm_in = None
         if self._ticker is not None:
             self._ticker.stop()
@@ -322,7 +350,8 @@ class Health:
             max_age=int(max(0.0, min(until - now, 3600.0))),
             headers=self._extra_headers(said),
         )
-        if len(query) + len(accept) <= LONGEST_KEY and until > now:
+        # While draining, each answer tells how much is in flight at that instant.
+        if len(query) + len(accept) <= LONGEST_KEY and until > now and said.state is not State.DRAINING:
             if len(self._kept) >= MOST_KEPT:
                 self._kept.clear()
             kept = Kept(reply, said.state, generation, min(until, now + FRESH))
@@ -355,10 +384,15 @@ class Health:
             thresholds=self.thresholds,
             started=self.lifecycle.started,
             start_failure=self._start_failure,
-            broken=self._broken,
+            broken=self._broken or self._wedged(),
             metrics_in_readiness=self._metrics_in_readiness,
             uptime=now - self._born,
+            drain=None if self.drain_view is None else self.drain_view(),
         )
+
+    def _wedged(self) -> str | None:
+        wedged = self._watchdog is not None and self._loops.silence() > self._watchdog
+        return "event-loop" if wedged else None
 
     def _wanted(self, route: Route) -> list[Probe]:
         """The probes that an endpoint depends on."""

@@ -76,8 +76,11 @@ class Run:
 class Loops:
     """Where coroutine checks run: on the app's event loop, or on a loop of ours when there is none."""
 
-    def __init__(self, *, name: str = "lbkit-loop") -> None:
+    def __init__(self, *, name: str = "lbkit-loop", beat: float | None = None) -> None:
+        """`beat`: seconds after which the app's loop is to show that it turns; see `silence`."""
         self._name = name
+        self._beat = beat
+        self._heard_at = 0.0
         self._lock = Lock()
         self._app: asyncio.AbstractEventLoop | None = None
         self._own: asyncio.AbstractEventLoop | None = None
@@ -86,9 +89,24 @@ class Loops:
     def adopt(self) -> None:
         """The loop that is running now is the app's. Does nothing where there is none."""
         try:
-            self._app = asyncio.get_running_loop()
+            app = asyncio.get_running_loop()
         except RuntimeError:  # trio, say: our own loop serves it
-            self._app = None
+            app = None
+        before, self._app = self._app, app
+        if app is not None and app is not before and self._beat is not None:
+            self._listen(app, self._beat)
+
+    def silence(self) -> float:
+        """Seconds since the app's loop has last turned; 0 when it has none, or when nobody listens to it."""
+        app = self._app
+        if app is None or self._beat is None or app.is_closed():
+            return 0.0
+        return time.monotonic() - self._heard_at
+
+    def _listen(self, app: asyncio.AbstractEventLoop, beat: float) -> None:
+        self._heard_at = time.monotonic()
+        if app is self._app:
+            app.call_later(beat, self._listen, app, beat, context=Context())
 
     def call(self, function: Callable[..., object], *args: object) -> asyncio.AbstractEventLoop:
         """Call a function on the loop, from any thread, in an empty context: a check is nobody's request."""
@@ -105,6 +123,7 @@ class Loops:
         return own
 
     def close(self) -> None:
+        self._app = None
         with self._lock:
             own, self._own = self._own, None
         if own is not None and self._pid == os.getpid():

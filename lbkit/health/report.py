@@ -14,6 +14,7 @@ CHECK      how is this one thing?              it fails, or has not answered yet
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -54,6 +55,8 @@ class Facts:
     broken: str | None = None
     metrics_in_readiness: bool = False
     uptime: float = 0.0
+    drain: Mapping[str, object] | None = None
+    """What whoever drains this process says about it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +77,7 @@ class Report:
     warnings: tuple[str, ...] = ()
     uptime: float = 0.0
     verbose: bool = False
+    drain: Mapping[str, object] | None = None
     hidden: int = 0
     """Checks that are left out because the answer would be too long."""
 
@@ -100,6 +104,7 @@ def report(
         state=facts.state,
         warnings=tuple(f"unknown check in exclude: {name}" for name in sorted(exclude - known)),
         uptime=facts.uptime,
+        drain=facts.drain if endpoint in (Endpoint.READY, Endpoint.DETAILED) else None,
         verbose=verbose,
     )
     if exclude & known:

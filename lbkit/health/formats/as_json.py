@@ -35,6 +35,8 @@ def _additions(report: Report, level: Level) -> Json:
         if breached := breaches(report.vitals or Vitals(), report.thresholds):
             more["breaches"] = list(breached)
         more["uptime"] = rounded(report.uptime, 3)
+    if report.drain is not None:
+        more["drain"] = dict(report.drain)
     if report.endpoint is Endpoint.CHECK:
         # The answer's own status is this check's.
         more |= {key: said for key, said in _one(report, level).items() if key != "status"}
