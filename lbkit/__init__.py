@@ -4,6 +4,8 @@ Plugins: `lbkit_flask`, `lbkit_starlette`, `lbkit_fastapi`. Without a framework:
 """
 
 from lbkit.balancer import Dispatch, Policy, Pool, Replica, ReplicaState, RoundRobin
+from lbkit.departure import Departure
+from lbkit.drain import DrainTimings, Reject
 from lbkit.errors import ConfigError, LbkitError, MissingExtra, StartupError, TargetError
 from lbkit.forwarded import TrustedProxies
 from lbkit.health import Check, Outcome, Status
@@ -15,13 +17,16 @@ __all__ = [
     "Change",
     "Check",
     "ConfigError",
+    "Departure",
     "Dispatch",
+    "DrainTimings",
     "Health",
     "LbkitError",
     "MissingExtra",
     "Outcome",
     "Policy",
     "Pool",
+    "Reject",
     "Replica",
     "ReplicaState",
     "RoundRobin",

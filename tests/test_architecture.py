@@ -9,8 +9,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-CARRY = {"asgi", "wsgi", "stores", "checks", "probes", "metrics", "monitor", "threads", "signals"}
-TOP = {"cli", "testkit", "__main__"}
+CARRY = {
+    "asgi",
+    "wsgi",
+    "stores",
+    "checks",
+    "probes",
+    "metrics",
+    "monitor",
+    "side_port",
+    "threads",
+    "signals",
+    "departure",
+    "statefile",
+    "gunicorn",
+}
+TOP = {"cli", "testkit", "healthcheck", "__main__"}
 DOOR = "__init__"  # of lbkit itself: it names what the others promise
 WAITS = {"asyncio", "socket", "ssl", "time", "threading", "subprocess", "selectors", "queue"}
 FRAMEWORKS = {"flask", "werkzeug", "starlette", "fastapi"}

@@ -10,13 +10,17 @@ import pytest
 
 PUBLIC = {
     "lbkit": {
-        "Change", "Check", "ConfigError", "Dispatch", "Health", "LbkitError", "MissingExtra", "Outcome",
-        "Policy", "Pool", "Replica", "ReplicaState", "RoundRobin", "Service", "StartupError", "Status", "Sticky",
-        "TargetError", "TrustedProxies",
+        "Change", "Check", "ConfigError", "Departure", "Dispatch", "DrainTimings", "Health", "LbkitError",
+        "MissingExtra", "Outcome", "Policy", "Pool", "Reject", "Replica", "ReplicaState", "RoundRobin",
+        "Service", "StartupError", "Status", "Sticky", "TargetError", "TrustedProxies",
     },
     "lbkit.balancer": {"Dispatch", "Policy", "Pool", "Replica", "ReplicaState", "RoundRobin"},
-    "lbkit.asgi": {"Balancer", "ForwardedMiddleware", "HealthMiddleware", "StickyMiddleware"},
-    "lbkit.wsgi": {"Balancer", "ForwardedMiddleware", "HealthMiddleware", "StickyMiddleware"},
+    "lbkit.asgi": {
+        "Balancer", "DrainMiddleware", "ForwardedMiddleware", "HealthMiddleware", "StickyMiddleware",
+    },
+    "lbkit.wsgi": {
+        "Balancer", "DrainMiddleware", "ForwardedMiddleware", "HealthMiddleware", "StickyMiddleware",
+    },
     "lbkit_flask": {"LBKit"},
     "lbkit_starlette": {"LBKit"},
     "lbkit_fastapi": {"LBKit"},

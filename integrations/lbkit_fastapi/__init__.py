@@ -13,7 +13,7 @@ async def database():
 
 from __future__ import annotations
 
-from lbkit import ConfigError, Health, MissingExtra
+from lbkit import ConfigError, Departure, Health, MissingExtra
 
 try:
     from fastapi import FastAPI
@@ -32,14 +32,21 @@ class LBKit:
     With an app factory: `lbkit = LBKit(version="1.0.0")`, then `lbkit.init_app(app)`.
 
     `health` takes everything that can be set, in place of `version`:
-    `LBKit(app, health=Health(Service(version="1.0.0", kubernetes=True)))`.
+    `LBKit(app, health=Health(Service(version="1.0.0", kubernetes=True)))`. `drain` is how the process leaves
+    the pool, from the environment unless it is given: `LBKit(app, drain=Departure(DrainTimings(...)))`.
     """
 
     def __init__(
-        self, app: FastAPI | None = None, *, version: str | None = None, health: Health | None = None
+        self,
+        app: FastAPI | None = None,
+        *,
+        version: str | None = None,
+        health: Health | None = None,
+        drain: Departure | None = None,
     ) -> None:
-        self._starlette = StarletteLBKit(version=version, health=health)
+        self._starlette = StarletteLBKit(version=version, health=health, drain=drain)
         self.health = self._starlette.health
+        self.drain = self._starlette.drain
         self.check = self.health.check
         self.startup_task = self.health.startup_task
         self.on_change = self.health.on_change

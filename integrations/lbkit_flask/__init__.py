@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from typing import cast
 
-from lbkit import ConfigError, Health, MissingExtra
+from lbkit import ConfigError, Departure, Health, MissingExtra
 from lbkit.types import WSGIApp
-from lbkit.wsgi import HealthMiddleware
+from lbkit.wsgi import DrainMiddleware, HealthMiddleware
 
 try:
     from flask import Flask
@@ -33,13 +33,21 @@ class LBKit:
     """A Flask extension. With an app factory: `lbkit = LBKit(version="1.0.0")`, then `lbkit.init_app(app)`.
 
     `health` takes everything that can be set, in place of `version`:
-    `LBKit(app, health=Health(Service(version="1.0.0", kubernetes=True)))`.
+    `LBKit(app, health=Health(Service(version="1.0.0", kubernetes=True)))`. `drain` is how the process leaves
+    the pool, from the environment unless it is given: `LBKit(app, drain=Departure(DrainTimings(...)))`.
     """
 
     def __init__(
-        self, app: Flask | None = None, *, version: str | None = None, health: Health | None = None
+        self,
+        app: Flask | None = None,
+        *,
+        version: str | None = None,
+        health: Health | None = None,
+        drain: Departure | None = None,
     ) -> None:
         self.health = Health.of(version=version, health=health)
+        self.drain = Departure() if drain is None else drain
+        self.drain.speak_for(self.health)
         self.check = self.health.check
         self.startup_task = self.health.startup_task
         self.on_change = self.health.on_change
@@ -56,5 +64,5 @@ class LBKit:
         app.extensions["lbkit"] = self
         self.health.surround(app.app_context)
         # Flask's own way for WSGI middleware.
-        wrapped = HealthMiddleware(cast(WSGIApp, app.wsgi_app), self.health)
+        wrapped = HealthMiddleware(DrainMiddleware(cast(WSGIApp, app.wsgi_app), self.drain), self.health)
         app.wsgi_app = wrapped  # type: ignore[method-assign]

@@ -13,8 +13,8 @@ async def database():
 
 from __future__ import annotations
 
-from lbkit import ConfigError, Health, MissingExtra
-from lbkit.asgi import HealthMiddleware
+from lbkit import ConfigError, Departure, Health, MissingExtra
+from lbkit.asgi import DrainMiddleware, HealthMiddleware
 
 try:
     from starlette.applications import Starlette
@@ -30,13 +30,21 @@ class LBKit:
     With an app factory: `lbkit = LBKit(version="1.0.0")`, then `lbkit.init_app(app)`.
 
     `health` takes everything that can be set, in place of `version`:
-    `LBKit(app, health=Health(Service(version="1.0.0", kubernetes=True)))`.
+    `LBKit(app, health=Health(Service(version="1.0.0", kubernetes=True)))`. `drain` is how the process leaves
+    the pool, from the environment unless it is given: `LBKit(app, drain=Departure(DrainTimings(...)))`.
     """
 
     def __init__(
-        self, app: Starlette | None = None, *, version: str | None = None, health: Health | None = None
+        self,
+        app: Starlette | None = None,
+        *,
+        version: str | None = None,
+        health: Health | None = None,
+        drain: Departure | None = None,
     ) -> None:
         self.health = Health.of(version=version, health=health)
+        self.drain = Departure() if drain is None else drain
+        self.drain.speak_for(self.health)
         self.check = self.health.check
         self.startup_task = self.health.startup_task
         self.on_change = self.health.on_change
@@ -55,11 +63,11 @@ class LBKit:
                 "the app has already started: call LBKit(app) or init_app(app) where the app is made"
             )
         app.state.lbkit = self
-        build, health = app.build_middleware_stack, self.health
+        build, health, drain = app.build_middleware_stack, self.health, self.drain
 
         # `add_middleware` cannot put anything outside of what is added later, so we take part when Starlette
         # builds the stack. OpenTelemetry's instrumentation does the same.
         def build_middleware_stack() -> HealthMiddleware:
-            return HealthMiddleware(build(), health)
+            return HealthMiddleware(DrainMiddleware(build(), drain), health)
 
         app.build_middleware_stack = build_middleware_stack  # type: ignore[method-assign]

@@ -14,6 +14,7 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtra("click", extra="serve") from error
 
+from lbkit.cli.exec import exec_
 from lbkit.cli.serve import serve
 
 __all__ = ["main"]
@@ -55,6 +56,7 @@ def main(context: click.Context) -> None:
 
 
 main.add_command(serve)
+main.add_command(exec_)
 
 
 def _told(message: str) -> int:

@@ -1,8 +1,9 @@
 """lbkit for any WSGI app. The classes have the same names in `lbkit.asgi`."""
 
 from lbkit.wsgi.balancer import Balancer
+from lbkit.wsgi.drain import DrainMiddleware
 from lbkit.wsgi.forwarded import ForwardedMiddleware
 from lbkit.wsgi.health import HealthMiddleware
 from lbkit.wsgi.sticky import StickyMiddleware
 
-__all__ = ["Balancer", "ForwardedMiddleware", "HealthMiddleware", "StickyMiddleware"]
+__all__ = ["Balancer", "DrainMiddleware", "ForwardedMiddleware", "HealthMiddleware", "StickyMiddleware"]

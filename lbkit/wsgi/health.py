@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from lbkit.health.access import Caller
+from lbkit.health.lifecycle import State
 from lbkit.health.routes import Route
 from lbkit.monitor import Health
 from lbkit.probes import wait
 from lbkit.types import Environ, StartResponse, WSGIApp
+from lbkit.wsgi.connection import close_after
 
 __all__ = ["HealthMiddleware"]
 
@@ -37,7 +39,8 @@ class HealthMiddleware:
         if method in ("GET", "HEAD") and (waits := health.awaited(route, query, accept, level)):
             wait(waits, budget=health.budget)
         reply = health.answer(route, method, query, accept, level)
-        start_response(reply.wsgi_status, list(reply.wsgi_headers))
+        closing = close_after(environ, start_response) if health.source.state is State.DRAINING else []
+        start_response(reply.wsgi_status, [*reply.wsgi_headers, *closing])
         return [] if method == "HEAD" else [reply.body(health.wall())]
 
 

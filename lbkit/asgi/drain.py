@@ -1,0 +1,258 @@
+"""Graceful drain in front of an ASGI app: counts what is in flight, and lets streams end well.
+
+A request is inside until the app's call is over, so its background tasks count. While draining, answers
+over HTTP/1 say `connection: close`. Near the end of the delay an event stream gets a last event and the
+end of its body, and a websocket is closed with 1012 (service restart). What still runs at the deadline
+is cancelled, for most servers would wait for it without an end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+
+from lbkit.departure import Departure
+from lbkit.drain import Drain, rejects, spread
+from lbkit.types import ASGIApp, Message, Receive, Scope, Send
+
+__all__ = ["DrainMiddleware"]
+
+logger = logging.getLogger("lbkit.drain")
+
+SERVICE_RESTART = 1012
+CLOSE = (b"connection", b"close")
+MARK = (b"x-lb-retry-503", b"1")
+LAST_EVENT = b"event: shutdown\nretry: 1000\ndata:\n\n"
+PATIENCE = 0.3
+"""Seconds that the app of a websocket has to return, once its connection is closed."""
+
+REFUSAL = b"503 Service Unavailable: this replica is leaving the pool\n"
+REFUSAL_HEADERS = [
+    (b"content-type", b"text/plain; charset=utf-8"),
+    (b"content-length", b"%d" % len(REFUSAL)),
+    (b"retry-after", b"1"),
+    (b"cache-control", b"no-store"),
+]
+
+
+class DrainMiddleware:
+    """Put it around the whole app, and the health endpoints around it: probes must not count."""
+
+    def __init__(self, app: ASGIApp, departure: Departure) -> None:
+        self.app = app
+        self.departure = departure
+        self._drain = departure.drain
+        self._lives = 0
+        departure.on_streams_end(self._end_streams)
+        departure.on_deadline(self._cut)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "lifespan":
+            await self._live(scope, receive, send)
+            return
+        if self.departure.cold:  # a server without lifespan, or a worker after its fork
+            self.departure.start()
+        drain = self._drain
+        if kind == "http":
+            if drain.draining and self._rejects(scope):
+                await _refuse(send)
+                return
+            exchange = Exchange(drain, scope, send, asyncio.current_task())
+            receiving = receive
+        elif kind == "websocket":
+            exchange = socket = Socket(drain, scope, send, asyncio.current_task(), receive)
+            receiving = socket.receive
+        else:
+            await self.app(scope, receive, send)
+            return
+        drain.enter(exchange, scope)
+        try:
+            await self.app(scope, receiving, exchange.send)
+        except BaseException:
+            # Told to end, an app may raise whatever it likes; the client still gets its end.
+            if not exchange.ended:
+                raise
+        finally:
+            drain.leave(exchange, None)
+        if exchange.ended:
+            await exchange.finish()
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The server has set its handlers and waits for the startup: the moment to come before them."""
+
+        async def watching(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete":
+                self.departure.start()
+            await send(message)
+
+        self.departure.arm()
+        self._lives += 1
+        try:
+            await self.app(scope, receive, watching)
+        finally:
+            self._lives -= 1
+            if not self._lives:
+                self.departure.stop()
+
+    def _rejects(self, scope: Scope) -> bool:
+        reject = self.departure.reject
+        return rejects(reject, method=scope["method"], marked=MARK in map(tuple, scope["headers"]))
+
+    def _end_streams(self, seconds: float) -> None:
+        """On the drain's thread. Streams that have been told already are left alone."""
+        streams = [ticket for ticket, _ in self._drain.inside() if isinstance(ticket, Exchange)]
+        streams = [stream for stream in streams if stream.endless and not stream.told]
+        for index, stream in enumerate(streams):
+            stream.told = True
+            chance = random.random()  # noqa: S311
+            stream.soon(stream.end, after=spread(index, len(streams), seconds=seconds, chance=chance))
+
+    def _cut(self) -> None:
+        """On the drain's thread, after the deadline."""
+        for ticket, _ in self._drain.inside():
+            if isinstance(ticket, Exchange) and not ticket.cut:
+                ticket.cut = True
+                logger.warning("cut at the deadline of the drain: %s", ticket.scope.get("path"))
+                ticket.soon(ticket.cancel)
+
+
+class Exchange:
+    """One request on its way: what its answer began with, and whether we ended it."""
+
+    __slots__ = ("_drain", "_send", "cut", "ended", "last", "scope", "started", "task", "told")
+
+    def __init__(self, drain: Drain, scope: Scope, send: Send, task: asyncio.Task[object] | None) -> None:
+        self._drain = drain
+        self.scope = scope
+        self._send = send
+        self.task = task
+        self.started: Message | None = None
+        self.last: Message | None = None
+        self.told = self.ended = self.cut = False
+
+    def send(self, message: Message) -> Awaitable[None]:
+        """Not a coroutine: it has nothing to do after the server's own `send`, and saves a frame."""
+        if self.ended:
+            return _nowhere()
+        if self.started is None:
+            self.started = message
+            if self._drain.draining:
+                message = self._closing(message)
+        self.last = message
+        return self._send(message)
+
+    @property
+    def endless(self) -> bool:
+        """Whether the answer is an event stream that goes on."""
+        started, last = self.started, self.last
+        if started is None or started["type"] != "http.response.start" or last is None:
+            return False
+        if last is not started and not last.get("more_body"):
+            return False
+        return any(
+            name.lower() == b"content-type" and value.lstrip().lower().startswith(b"text/event-stream")
+            for name, value in started.get("headers", ())
+        )
+
+    def soon(self, call: Callable[[], object], *, after: float = 0.0) -> None:
+        """Have `call` made in the request's own event loop. Does nothing where there is no asyncio task."""
+        if self.task is not None:
+            loop = self.task.get_loop()
+            loop.call_soon_threadsafe(lambda: loop.call_later(after, call))
+
+    def end(self) -> None:
+        """In the request's loop. The app is cancelled, and then `finish` sends the end."""
+        if self.endless and not self.ended:
+            self.ended = True
+            self.cancel()
+
+    def cancel(self) -> None:
+        if self.task is not None and not self.task.done():
+            self.task.cancel()
+
+    async def finish(self) -> None:
+        """After the app: what the client needs for a clean end."""
+        self._forgive()
+        await self._send({"type": "http.response.body", "body": LAST_EVENT, "more_body": False})
+
+    def _forgive(self) -> None:
+        """The cancellation was ours, and it has done its work."""
+        if self.task is not None and (uncancel := getattr(self.task, "uncancel", None)) is not None:
+            uncancel()  # from Python 3.11 on, somebody may ask whether it is still asked for
+
+    def _closing(self, message: Message) -> Message:
+        if not self.scope.get("http_version", "1.1").startswith("1"):
+            return message
+        headers = [header for header in message.get("headers", ()) if header[0].lower() != b"connection"]
+        return {**message, "headers": [*headers, CLOSE]}
+
+
+class Socket(Exchange):
+    """A websocket. It is closed before its app knows, and the app is told that it is."""
+
+    __slots__ = ("_inside", "_receive")
+
+    def __init__(
+        self, drain: Drain, scope: Scope, send: Send, task: asyncio.Task[object] | None, receive: Receive
+    ) -> None:
+        super().__init__(drain, scope, send, task)
+        self._receive = receive
+        self._inside = True
+
+    @property
+    def endless(self) -> bool:
+        started, last = self.started, self.last
+        return (
+            started is not None
+            and started["type"] == "websocket.accept"
+            and last is not None
+            and last["type"] != "websocket.close"
+        )
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if self.ended and message["type"] == "websocket.disconnect":
+            return {**message, "code": SERVICE_RESTART, "reason": "service restart"}
+        return message
+
+    def send(self, message: Message) -> Awaitable[None]:
+        if self.ended:
+            # What the specification asks of a server whose client is gone.
+            raise ConnectionResetError("the websocket is closed: this replica is leaving the pool")
+        if self.started is None:
+            self.started = message
+        self.last = message
+        return self._send(message)
+
+    def end(self) -> None:
+        if not self.endless or self.ended or self.task is None:
+            return
+        self.ended = True
+        closing = self.task.get_loop().create_task(self._close())
+        # A task that nobody holds may be collected before it has run; this one holds itself until then.
+        closing.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    async def _close(self) -> None:
+        reason = "service restart"
+        await self._send({"type": "websocket.close", "code": SERVICE_RESTART, "reason": reason})
+        await asyncio.sleep(PATIENCE)
+        if self._inside:
+            self.cut = True
+            self.cancel()
+
+    async def finish(self) -> None:
+        self._inside = False
+        if self.cut:
+            self._forgive()
+
+
+async def _nowhere() -> None:
+    """Where an app's messages go when the answer has ended."""
+
+
+async def _refuse(send: Send) -> None:
+    await send({"type": "http.response.start", "status": 503, "headers": [*REFUSAL_HEADERS, CLOSE]})
+    await send({"type": "http.response.body", "body": REFUSAL})
