@@ -8,7 +8,8 @@ waited for: the client has its answer before `close()` runs, as on a WSGI server
 `a2wsgi` is the oracle: tests/gateways/test_bridge.py runs both and compares. We differ on purpose where
 WSGI servers do better: a header name with an underscore is dropped (it would pass for another header),
 `wsgi.input_terminated` is set (a chunked upload can be read to its end), a body cut by the client raises
-instead of ending early, and PATH_INFO keeps bytes that are not UTF-8.
+instead of ending early, PATH_INFO keeps bytes that are not UTF-8, a mount is cut off the path only where
+a segment ends, and several Cookie lines become one as cookies are joined.
 """
 
 from __future__ import annotations
@@ -265,12 +266,12 @@ class Call:
 
 def environ_of(scope: Scope, body: IO[bytes]) -> Environ:
     """PEP 3333's environ. Its strings are bytes in disguise, one character for each byte."""
-    path, root = _path_bytes(scope), scope.get("root_path", "").encode()
+    mount, path = _split(_path_bytes(scope), scope.get("root_path", "").encode())
     server_host, server_port = scope.get("server") or ("localhost", None)
     environ: Environ = {
         "REQUEST_METHOD": scope["method"],
-        "SCRIPT_NAME": root.decode("latin-1"),
-        "PATH_INFO": (path[len(root) :] if path.startswith(root) else path).decode("latin-1"),
+        "SCRIPT_NAME": mount.decode("latin-1"),
+        "PATH_INFO": path.decode("latin-1"),
         "QUERY_STRING": scope.get("query_string", b"").decode("latin-1"),
         "SERVER_NAME": server_host,
         "SERVER_PORT": str(server_port or 80),
@@ -300,6 +301,12 @@ def _add_headers(environ: Environ, headers: Sequence[tuple[bytes, bytes]]) -> No
         if name in environ:
             value = f"{environ[name]}{'; ' if name == 'HTTP_COOKIE' else ','}{value}"
         environ[name] = value
+
+
+def _split(path: bytes, mount: bytes) -> tuple[bytes, bytes]:
+    """The mount and the path below it: /shop and /cart for /shop/cart, but /shopping is not below /shop."""
+    below = path[len(mount) :]
+    return mount, below if path.startswith(mount) and below[:1] in (b"", b"/") else path
 
 
 def _path_bytes(scope: Scope) -> bytes:
