@@ -132,9 +132,13 @@ class Drain:
         self.draining = False
         """The one thing that every request asks. Kept in step by `_note`."""
 
-        self._starting = starting
+        self.starting = starting
+        """Nothing has been served yet."""
+
         self._operator_at: float | None = None
-        self._signal_at: float | None = None
+        self.signal_at: float | None = None
+        """When the signal came, if it has."""
+
         self._handed_over = False
         self._idle_since: float | None = None
         self._inside: dict[object, object] = {}
@@ -151,7 +155,7 @@ class Drain:
             return Phase.DRAINED
         if self.draining:
             return Phase.DRAINING
-        return Phase.STARTING if self._starting else Phase.READY
+        return Phase.STARTING if self.starting else Phase.READY
 
     @property
     def in_flight(self) -> int:
@@ -160,18 +164,18 @@ class Drain:
 
     @property
     def reason(self) -> Reason | None:
-        if self._signal_at is not None:
+        if self.signal_at is not None:
             return Reason.SIGNAL
         return Reason.OPERATOR if self._operator_at is not None else None
 
     @property
     def began_at(self) -> float | None:
         """The instant of the first request to leave that still holds."""
-        instants = [at for at in (self._operator_at, self._signal_at) if at is not None]
+        instants = [at for at in (self._operator_at, self.signal_at) if at is not None]
         return min(instants, default=None)
 
     def started(self) -> None:
-        self._starting = False
+        self.starting = False
 
     def forget(self) -> None:
         """We are a copy of the process that counted: nothing of what is inside is ours."""
@@ -204,14 +208,14 @@ class Drain:
             self._operator_at = now if self._operator_at is None else self._operator_at
             self._note()
             return False
-        again = self._signal_at is not None
-        self._signal_at = now if self._signal_at is None else self._signal_at
+        again = self.signal_at is not None
+        self.signal_at = now if self.signal_at is None else self.signal_at
         self._note()
-        return again or self._starting
+        return again or self.starting
 
     def undrain(self) -> bool:
         """Take an operator's drain back. False: a signal came, and there is no way back."""
-        if self._signal_at is not None or self._handed_over:
+        if self.signal_at is not None or self._handed_over:
             return False
         self._operator_at = None
         self._note()
@@ -225,7 +229,7 @@ class Drain:
         self._idle_since = None if busy else self._idle_since if self._idle_since is not None else now
         if began_at is None:
             return Step.WAIT
-        if self._handed_over or (self._signal_at is not None and self._may_go(now, now - began_at)):
+        if self._handed_over or (self.signal_at is not None and self._may_go(now, now - began_at)):
             return Step.HAND_OVER
         soon = now - began_at >= self.timings.pre_stop_delay - self.timings.lead
         return Step.END_STREAMS if soon else Step.WAIT
@@ -236,11 +240,11 @@ class Drain:
 
     def late(self, now: float) -> bool:
         """Whether the deadline is over: what still runs has had its time."""
-        return self._signal_at is not None and self.left(now) == 0
+        return self.signal_at is not None and self.left(now) == 0
 
     def left(self, now: float) -> float | None:
         """Seconds to the deadline; None while no signal has set one."""
-        if self._signal_at is None or self.began_at is None:
+        if self.signal_at is None or self.began_at is None:
             return None
         return max(0.0, self.began_at + self.timings.deadline - now)
 

@@ -20,8 +20,8 @@ from types import FrameType
 from typing import Any
 
 from lbkit import statefile
-from lbkit.departure import stop_limit
 from lbkit.drain import Drain, DrainTimings, Phase, Reason, Step, over_budget
+from lbkit.process import stop_limit
 from lbkit.statefile import Hook, StateFile, StateFileError
 
 __all__ = ["when_ready"]

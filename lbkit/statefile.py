@@ -287,9 +287,6 @@ def _clear(path: Path) -> None:
         return
     owner = there.owner
     there.close()
-    if owner == os.getpid():
-        path.unlink(missing_ok=True)
-        return
     raise StateFileError(f"{path} is in use by process {owner}")
 
 

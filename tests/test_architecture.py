@@ -21,6 +21,7 @@ CARRY = {
     "threads",
     "signals",
     "departure",
+    "process",
     "statefile",
     "gunicorn",
 }

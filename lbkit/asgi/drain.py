@@ -193,14 +193,15 @@ class Exchange:
 class Socket(Exchange):
     """A websocket. It is closed before its app knows, and the app is told that it is."""
 
-    __slots__ = ("_inside", "_receive")
+    __slots__ = ("_closing_task", "_over", "_receive")
 
     def __init__(
         self, drain: Drain, scope: Scope, send: Send, task: asyncio.Task[object] | None, receive: Receive
     ) -> None:
         super().__init__(drain, scope, send, task)
         self._receive = receive
-        self._inside = True
+        self._over = asyncio.Event()
+        self._closing_task: asyncio.Task[None] | None = None
 
     @property
     def endless(self) -> bool:
@@ -231,22 +232,24 @@ class Socket(Exchange):
         if not self.endless or self.ended or self.task is None:
             return
         self.ended = True
-        closing = self.task.get_loop().create_task(self._close())
-        # A task that nobody holds may be collected before it has run; this one holds itself until then.
-        closing.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._closing_task = self.task.get_loop().create_task(self._close())
 
     async def _close(self) -> None:
         reason = "service restart"
         await self._send({"type": "websocket.close", "code": SERVICE_RESTART, "reason": reason})
-        await asyncio.sleep(PATIENCE)
-        if self._inside:
+        try:
+            await asyncio.wait_for(self._over.wait(), PATIENCE)
+        except asyncio.TimeoutError:  # it listens to nobody
             self.cut = True
             self.cancel()
 
     async def finish(self) -> None:
-        self._inside = False
+        self._over.set()
         if self.cut:
             self._forgive()
+        if self._closing_task is not None:
+            # A client that has left meanwhile needs no end.
+            await asyncio.gather(self._closing_task, return_exceptions=True)
 
 
 async def _nowhere() -> None:

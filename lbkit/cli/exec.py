@@ -18,9 +18,9 @@ import click
 import psutil
 
 from lbkit import statefile
-from lbkit.departure import stop_limit
 from lbkit.drain import Drain, DrainTimings, Phase, Reason, Step, over_budget
 from lbkit.errors import ConfigError
+from lbkit.process import stop_limit
 from lbkit.statefile import Hook, StateFile
 
 __all__ = ["exec_"]

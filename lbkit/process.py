@@ -1,0 +1,272 @@
+"""The process that apps leave in: its SIGTERM, its state file and its thread, shared by all apps inside.
+
+The thread looks twenty times a second what it is time for: it takes the orders of the state file, tells how
+much is in flight, and has each app end its streams. When all of them are done, the signal is repeated and
+the server's own handler gets it, in the main thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from lbkit import statefile
+from lbkit.drain import Drain, Phase, Reason, Step, over_budget
+from lbkit.errors import ConfigError
+from lbkit.signals import Chain, chain, supervisor, worker_of
+from lbkit.statefile import Hook, StateFile, StateFileError
+from lbkit.types import Clock
+
+__all__ = ["THIS_PROCESS", "Leaver", "Process", "stop_limit"]
+
+logger = logging.getLogger("lbkit.drain")
+
+TICK = 0.05
+
+
+class Leaver(Protocol):
+    """An app that leaves, as the process sees it."""
+
+    drain: Drain
+
+    def look(self, step: Step, now: float) -> None:
+        """Act on what it is time for. Called again and again, on the process's own thread."""
+
+    def forked(self) -> None:
+        """We are in the child of a fork now."""
+
+
+class Process:
+    """One for each process. Nothing of it is done before an app is armed or started."""
+
+    def __init__(self, *, environ: Mapping[str, str] = os.environ, clock: Clock = time.monotonic) -> None:
+        self.clock = clock
+        self.file: StateFile | None = None
+        self._environ = environ
+        self._leavers: weakref.WeakSet[Leaver] = weakref.WeakSet()
+        self._chain: Chain | None = None
+        self._lock = threading.RLock()
+        self._stopped = threading.Event()
+        self._watching = False
+        self._repeated = False
+        os.register_at_fork(after_in_child=self._forked)
+
+    @property
+    def hook(self) -> Hook:
+        """Who takes the operator's SIGTERM. Looked up each time: another library may have taken our place."""
+        if self._chain is not None and self._chain.armed:
+            return Hook.PROCESS
+        file = self.file
+        if file is None or file.hook not in (Hook.GUNICORN, Hook.LAUNCHER):
+            return Hook.NONE
+        return file.hook if file.owner_alive else Hook.NONE
+
+    @property
+    def in_flight(self) -> int:
+        """Of all apps of all processes of this replica."""
+        own = self._own_in_flight()
+        return own if self.file is None else own + self.file.in_flight(but=os.getpid())
+
+    def arm(self, leaver: Leaver) -> None:
+        """Put us in front of SIGTERM's handler, where this process gets the signal. Twice is fine.
+
+        To be called in the main thread, when the server has set its handler or before there is one.
+        """
+        self._leavers.add(leaver)
+        if (self._chain is None or not self._chain.armed) and self._above() is None:
+            self._chain = chain(self._on_term)
+
+    def start(self, leaver: Leaver) -> None:
+        """That app serves here from now on."""
+        self.arm(leaver)
+        with self._lock:
+            if self.file is None:
+                self._attach()
+            if self.file is not None and self.file.hook in (Hook.GUNICORN, Hook.LAUNCHER):
+                # Whoever takes the signal counts the time, so its durations hold.
+                leaver.drain.timings = self.file.timings
+            leaver.drain.started()
+            self._watch()
+        self.tick()
+
+    def stop(self, leaver: Leaver) -> None:
+        """That app's life here is over; the last one takes everything back."""
+        self._leavers.discard(leaver)
+        with self._lock:
+            if not self._leavers:
+                self._stopped.set()
+                self._watching = False
+                self._forget_file()
+                if self._chain is not None:
+                    self._chain.remove()
+
+    def tick(self) -> None:
+        """Look once. The thread does it again and again."""
+        with self._lock:
+            now, leavers = self.clock(), list(self._leavers)
+            self._share(leavers)
+            total = self.in_flight if any(each.drain.draining for each in leavers) else None
+            for leaver in leavers:
+                step = leaver.drain.step(now, in_flight=total)
+                leaver.look(step, now)
+                if step is Step.HAND_OVER and self._chain is not None:
+                    leaver.drain.hand_over()
+            if self._chain is not None and _all_gone(leavers) and not self._repeated:
+                self._repeated = True
+                self._forget_file()
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    def order(self, *, drain: bool) -> bool:
+        """An operator's order, for all processes of this replica. False when it cannot be taken back."""
+        with self._lock:
+            now, leavers = self.clock(), list(self._leavers)
+            if drain:
+                if self.file is not None:
+                    self.file.drain(now)
+                for leaver in leavers:
+                    leaver.drain.begin(now, Reason.OPERATOR)
+                return True
+            if self.file is not None and not self.file.undrain():
+                return False
+            taken_back = [leaver.drain.undrain() for leaver in leavers]
+            return all(taken_back)
+
+    def _on_term(self) -> bool:
+        """In the signal's context, so no lock and no log. True: it is time for the old handler."""
+        now, leavers = self.clock(), list(self._leavers)
+        gone = _all_gone(leavers)
+        at_once = [
+            leaver.drain.begin(now) for leaver in leavers
+        ]  # each must be told, whatever the others say
+        if not (gone or all(at_once)):
+            return False
+        for leaver in leavers:
+            leaver.drain.hand_over()
+        self._repeated = True
+        return True
+
+    def _watch(self) -> None:
+        if self._watching:
+            return
+        self._watching = True
+        self._stopped = threading.Event()
+        work = threading.Thread(target=self._look_on, args=(self._stopped,), name="lbkit-drain", daemon=True)
+        work.start()
+        self._tell_hook()
+
+    def _look_on(self, stopped: threading.Event) -> None:
+        while not stopped.wait(TICK):
+            try:
+                self.tick()
+            except Exception:  # whatever happens, the process must still be able to leave
+                logger.exception("the drain could not look after itself")
+
+    def _share(self, leavers: list[Leaver]) -> None:
+        """Tell the others what we know, and take what they say as an order."""
+        file = self.file
+        if file is None:
+            return
+        file.publish(self._own_in_flight())
+        ours = file.owner == os.getpid()
+        for leaver in leavers:
+            drain = leaver.drain
+            if ours and drain.signal_at is not None:
+                file.signalled(drain.signal_at)
+            orders = file.orders
+            if orders.operator_at is not None:
+                drain.begin(orders.operator_at, Reason.OPERATOR)
+            elif drain.reason is Reason.OPERATOR:
+                drain.undrain()
+            if orders.signal_at is not None and drain.signal_at is None:
+                drain.begin(orders.signal_at)
+            if orders.handed_over:
+                drain.hand_over()
+
+    def _own_in_flight(self) -> int:
+        return sum(leaver.drain.in_flight for leaver in list(self._leavers))
+
+    def _above(self) -> Path | None:
+        """The state file of a launcher or of gunicorn's master, which takes the signal for us."""
+        path = self._environ.get(statefile.ENVIRONMENT)
+        return Path(path) if path else None
+
+    def _attach(self) -> None:
+        above = self._above()
+        try:
+            self.file = self._own() if above is None else StateFile.open(above)
+        except StateFileError as error:
+            logger.warning("%s: `lbkit drain` cannot reach this process", error)
+
+    def _own(self) -> StateFile:
+        leaver = next(iter(self._leavers))
+        hook = Hook.NONE if self._chain is None else Hook.PROCESS
+        owner = supervisor()
+        path = statefile.folder() / str(owner)
+        try:
+            return StateFile.create(path, hook=hook, timings=leaver.drain.timings, owner=owner)
+        except StateFileError:
+            return StateFile.open(path)  # one of our siblings was first
+
+    def _forget_file(self) -> None:
+        file, self.file = self.file, None
+        if file is not None:
+            file.remove()
+
+    def _tell_hook(self) -> None:
+        hook = self.hook
+        if hook is Hook.NONE:
+            _advise()
+            return
+        timings = next(iter(self._leavers)).drain.timings
+        delay, deadline = timings.pre_stop_delay, timings.deadline
+        logger.info("drain armed by %s: delay %g s, deadline %g s", hook.name.lower(), delay, deadline)
+        if hook is Hook.PROCESS:
+            for warning in over_budget(timings, limit=stop_limit(self._environ)):
+                logger.warning("%s", warning)
+
+    def _forked(self) -> None:
+        """A fork copies no threads and no locks to rely on; what was in flight is the parent's."""
+        self._lock = threading.RLock()
+        self._watching = self._repeated = False
+        self.file = None
+        for leaver in list(self._leavers):
+            leaver.drain.forget()
+            leaver.forked()
+
+
+def _all_gone(leavers: list[Leaver]) -> bool:
+    """Each has handed over, or has never begun to serve."""
+    gone = [each.drain.phase is Phase.DRAINED for each in leavers]
+    return any(gone) and all(done or each.drain.starting for done, each in zip(gone, leavers, strict=True))
+
+
+def stop_limit(environ: Mapping[str, str]) -> float | None:
+    """Seconds from SIGTERM to SIGKILL: LBKIT_STOP_LIMIT, else 30 on Kubernetes and on ECS, else unknown."""
+    if value := environ.get("LBKIT_STOP_LIMIT"):
+        try:
+            return float(value)
+        except ValueError:
+            raise ConfigError(f"need a number of seconds in LBKIT_STOP_LIMIT, got {value!r}") from None
+    known = ("KUBERNETES_SERVICE_HOST", "ECS_CONTAINER_METADATA_URI_V4")
+    return 30.0 if any(name in environ for name in known) else None
+
+
+def _advise() -> None:
+    worker = worker_of()
+    if worker is None:  # no server that we know of: a test client, or a server with handlers of its own
+        logger.debug("drain not armed in this process: SIGTERM goes to its own handler")
+    elif worker == "gunicorn":
+        logger.warning("drain not armed: start gunicorn with -c python:lbkit.gunicorn, or through lbkit exec")
+    else:
+        logger.warning("drain not armed in a worker of %s: start the server through lbkit exec", worker)
+
+
+THIS_PROCESS = Process()
+"""The signal and the file belong to the process, so there is one of this. Tests bring their own."""
