@@ -1,0 +1,1 @@
+"""Benchmarks: lbkit next to its peers, as ratios. `scripts/bench` lists and runs them."""
