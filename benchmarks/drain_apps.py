@@ -21,6 +21,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from lbkit import Health, Service
 from lbkit.health import Thresholds
+from lbkit.side_port import AgentPort
 from lbkit_flask import LBKit as FlaskLBKit
 from lbkit_starlette import LBKit as StarletteLBKit
 
@@ -29,9 +30,14 @@ SECONDS = {"fast": 0.02, "slow": 2.0}
 
 def health() -> Health:
     status = 404 if os.environ.get("DRAIN_STATUS") == "404" else 503
+    agent = os.environ.get("AGENT_PORT")
     # A machine that is busy with load must not look ill.
     never = Thresholds(cpu=101, memory=101, disk=101)
-    return Health(Service(version="1.0.0", drain_status=status), thresholds=never)
+    return Health(
+        Service(version="1.0.0", drain_status=status),
+        thresholds=never,
+        beside=[AgentPort(int(agent))] if agent else [],
+    )
 
 
 def executed(method: str, id_: str) -> str:

@@ -8,11 +8,13 @@ import os
 import threading
 from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 from lbkit.drain import Drain, DrainTimings, Phase, Reject, Step
 from lbkit.errors import ConfigError
 from lbkit.health.lifecycle import LifecycleSource, State
 from lbkit.monitor import Health
+from lbkit.operator import Operator
 from lbkit.process import THIS_PROCESS, Process
 from lbkit.statefile import Hook
 
@@ -65,7 +67,8 @@ class Departure:
 
     Without `timings` they come from LBKIT_PRE_STOP_DELAY and LBKIT_DRAIN_TIMEOUT, else they are 5 and 20
     seconds. Without `reject`, LBKIT_REJECT_GET says which GETs are refused while draining: `marked` (the
-    default), `always` or `never`. Raises ConfigError for values that break a rule.
+    default), `always` or `never`. `operator`, or a token in LBKIT_DRAIN_TOKEN, opens POST /health/drain and
+    /health/undrain to those who know it. Raises ConfigError for values that break a rule.
     """
 
     def __init__(
@@ -73,11 +76,13 @@ class Departure:
         timings: DrainTimings | None = None,
         *,
         reject: Reject | None = None,
+        operator: Operator | None = None,
         environ: Mapping[str, str] = os.environ,
         process: Process = THIS_PROCESS,
     ) -> None:
         self.drain = Drain(DrainTimings.of(environ) if timings is None else timings, starting=True)
         self.reject = _reject(environ) if reject is None else reject
+        self.operator = _operator(environ) if operator is None else operator
         self.event = DrainEvent()
         self.process = process
         self.clock = process.clock
@@ -117,6 +122,8 @@ class Departure:
         """Have `health` answer as the drain has it, and show what is going on."""
         health.source = DrainedLifecycle(self.drain, health.lifecycle)
         health.drain_view = self.view
+        if self.operator is not None:
+            self.operator = replace(self.operator, path=health.service.health_path)
 
     # What a carrier uses.
 
@@ -190,6 +197,11 @@ def _reject(environ: Mapping[str, str]) -> Reject:
     except ValueError:
         words = ", ".join(reject.value for reject in Reject)
         raise ConfigError(f"need one of {words} in LBKIT_REJECT_GET, got {value!r}") from None
+
+
+def _operator(environ: Mapping[str, str]) -> Operator | None:
+    token = environ.get("LBKIT_DRAIN_TOKEN")
+    return Operator(token=token) if token else None
 
 
 def _finish(future: asyncio.Future[None]) -> None:

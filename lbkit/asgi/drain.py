@@ -13,6 +13,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 
+from lbkit.asgi.operator import OperatorMiddleware
 from lbkit.departure import Departure
 from lbkit.drain import Drain, rejects, spread
 from lbkit.types import ASGIApp, Message, Receive, Scope, Send
@@ -41,7 +42,8 @@ class DrainMiddleware:
     """Put it around the whole app, and the health endpoints around it: probes must not count."""
 
     def __init__(self, app: ASGIApp, departure: Departure) -> None:
-        self.app = app
+        operator = departure.operator
+        self.app = app if operator is None else OperatorMiddleware(app, departure, operator)
         self.departure = departure
         self._drain = departure.drain
         self._lives = 0

@@ -14,7 +14,9 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtra("click", extra="serve") from error
 
+from lbkit.cli.drain import drain, status, undrain
 from lbkit.cli.exec import exec_
+from lbkit.cli.probe import probe
 from lbkit.cli.serve import serve
 
 __all__ = ["main"]
@@ -56,7 +58,11 @@ def main(context: click.Context) -> None:
 
 
 main.add_command(serve)
+main.add_command(probe)
 main.add_command(exec_)
+main.add_command(drain)
+main.add_command(undrain)
+main.add_command(status)
 
 
 def _told(message: str) -> int:

@@ -15,6 +15,7 @@ from lbkit.departure import Departure
 from lbkit.drain import Drain, rejects, spread
 from lbkit.types import Clock, Environ, ExcInfo, StartResponse, WSGIApp
 from lbkit.wsgi.connection import close_after
+from lbkit.wsgi.operator import OperatorMiddleware
 
 __all__ = ["DrainMiddleware"]
 
@@ -36,7 +37,8 @@ class DrainMiddleware:
     """
 
     def __init__(self, app: WSGIApp, departure: Departure) -> None:
-        self.app = app
+        operator = departure.operator
+        self.app = app if operator is None else OperatorMiddleware(app, departure, operator)
         self.departure = departure
         self._drain = departure.drain
         departure.on_streams_end(self._end_streams)
