@@ -3,7 +3,18 @@
 Plugins: `lbkit_flask`, `lbkit_starlette`, `lbkit_fastapi`. Without a framework: `lbkit.asgi`, `lbkit.wsgi`.
 """
 
-from lbkit.balancer import Dispatch, Policy, Pool, Replica, ReplicaState, RoundRobin
+from lbkit.balancer import (
+    Dispatch,
+    KeyedPolicy,
+    Mode,
+    Policy,
+    Pool,
+    Replica,
+    ReplicaState,
+    RequestKey,
+    RoundRobin,
+    SourceAddress,
+)
 from lbkit.departure import Departure
 from lbkit.drain import DrainTimings, Reject
 from lbkit.errors import ConfigError, LbkitError, MissingExtra, StartupError, TargetError
@@ -21,16 +32,20 @@ __all__ = [
     "Dispatch",
     "DrainTimings",
     "Health",
+    "KeyedPolicy",
     "LbkitError",
     "MissingExtra",
+    "Mode",
     "Outcome",
     "Policy",
     "Pool",
     "Reject",
     "Replica",
     "ReplicaState",
+    "RequestKey",
     "RoundRobin",
     "Service",
+    "SourceAddress",
     "StartupError",
     "Status",
     "Sticky",

@@ -177,7 +177,7 @@ class TrustedProxies:
         """What a hop's text says; None for what is no address. Kept: parsing costs microseconds."""
         match = NODE.fullmatch(text)
         port = int(match["port"] or 0) if match else 0
-        address = _address(match["six"] or match["four"] or match["bare"]) if match else None
+        address = address_of(match["six"] or match["four"] or match["bare"]) if match else None
         if address is None or port > 65535:
             return None
         trusted = any(address in network for network in self.networks if network.version == address.version)
@@ -189,7 +189,7 @@ def spellings(name: str) -> set[str]:
     return {"".join(letters) for letters in product(*("-_" if letter == "-" else letter for letter in name))}
 
 
-def _address(text: str) -> Address | None:
+def address_of(text: str) -> Address | None:
     try:
         address = ip_address(text)
     except ValueError:

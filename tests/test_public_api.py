@@ -10,11 +10,15 @@ import pytest
 
 PUBLIC = {
     "lbkit": {
-        "Change", "Check", "ConfigError", "Departure", "Dispatch", "DrainTimings", "Health", "LbkitError",
-        "MissingExtra", "Outcome", "Policy", "Pool", "Reject", "Replica", "ReplicaState", "RoundRobin",
-        "Service", "StartupError", "Status", "Sticky", "TargetError", "TrustedProxies",
+        "Change", "Check", "ConfigError", "Departure", "Dispatch", "DrainTimings", "Health", "KeyedPolicy",
+        "LbkitError", "MissingExtra", "Mode", "Outcome", "Policy", "Pool", "Reject", "Replica",
+        "ReplicaState", "RequestKey", "RoundRobin", "Service", "SourceAddress", "StartupError", "Status",
+        "Sticky", "TargetError", "TrustedProxies",
     },
-    "lbkit.balancer": {"Dispatch", "Policy", "Pool", "Replica", "ReplicaState", "RoundRobin"},
+    "lbkit.balancer": {
+        "Dispatch", "KeyedPolicy", "Mode", "Policy", "Pool", "Replica", "ReplicaState", "RequestKey",
+        "RoundRobin", "SourceAddress",
+    },
     "lbkit.asgi": {
         "Balancer", "DrainMiddleware", "ForwardedMiddleware", "HealthMiddleware", "StickyMiddleware",
     },

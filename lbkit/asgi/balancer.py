@@ -22,11 +22,14 @@ from typing import Any
 
 from lbkit.asgi.bridge import WSGIBridge
 from lbkit.asgi.lifespan import Lifespan
-from lbkit.balancer import Dispatch, Policy, Pool, Replica
+from lbkit.asgi.sticky import cookies, with_cookie
+from lbkit.balancer import Dispatch, KeyedPolicy, Policy, Pool, Replica, ReplicaState
+from lbkit.balancer.affinity import choose
 from lbkit.balancer.hop import FORWARDED, WEB_SCHEMES, add_client, checked_header
 from lbkit.balancer.members import make, named
 from lbkit.errors import StartupError
 from lbkit.interface import Interface, interface_of
+from lbkit.sticky import Stick, Sticky
 from lbkit.types import ASGIApp, Clock, Message, Receive, Scope, Send, WSGIApp
 
 __all__ = ["Balancer"]
@@ -37,6 +40,7 @@ FOR, PROTO_NAME, HOST = DROPPED_NAMES = tuple(name.encode() for name in FORWARDE
 DROPPED = frozenset(DROPPED_NAMES)
 PROTO = {scheme: (PROTO_NAME, web.encode()) for scheme, web in WEB_SCHEMES.items()}
 NAME = itemgetter(0)
+SET_COOKIE = b"set-cookie"
 
 STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 ENDS = frozenset(
@@ -57,23 +61,31 @@ class Balancer:
     `apps` is a sequence (the replicas are then web1, web2, ...) or a mapping from names to apps;
     `[app] * 3` is one object three times over, and such replicas share all their memory.
     `replica_header` is the response header that names the replica, None for none. `on_dispatch` is
-    called at the end of each request and must not raise. A replica sees the client's own address in
-    `scope["client"]`, and X-Forwarded-For, -Proto and -Host as a real balancer adds them.
+    called at the end of each request and must not raise. With `sticky` a client stays with the replica that
+    it landed on: the balancer issues and honours the signed cookie. A replica sees the client's own address
+    in `scope["client"]`, and X-Forwarded-For, -Proto and -Host as a real balancer adds them.
     """
 
     def __init__(
         self,
         apps: Mapping[str, ASGIApp | WSGIApp] | Iterable[ASGIApp | WSGIApp],
         *,
-        policy: Policy | None = None,
+        policy: Policy | KeyedPolicy | None = None,
+        sticky: Sticky | None = None,
         replica_header: str | None = "x-lbkit-replica",
         on_dispatch: Callable[[Dispatch], object] | None = None,
         clock: Clock = time.monotonic,
+        wall: Clock = time.time,
     ) -> None:
         members, header = named(apps), checked_header(replica_header)
         self.pool = Pool(map(Replica, members), policy=policy)
         self.on_dispatch = on_dispatch
         self.clock = clock
+        self.wall = wall
+        self.stick = Stick(sticky, members) if sticky is not None else None
+        """Who stays, and how many moved for which reason; None when clients are not sticky."""
+
+        self._asks = self.stick is not None or self.pool.keyed
         self._members = {name: Member(name, app, header) for name, app in members.items()}
 
     @classmethod
@@ -82,23 +94,38 @@ class Balancer:
         factory: Callable[[], ASGIApp | WSGIApp],
         *,
         replicas: int = 3,
-        policy: Policy | None = None,
+        policy: Policy | KeyedPolicy | None = None,
+        sticky: Sticky | None = None,
         replica_header: str | None = "x-lbkit-replica",
         on_dispatch: Callable[[Dispatch], object] | None = None,
         clock: Clock = time.monotonic,
+        wall: Clock = time.time,
     ) -> Balancer:
         """A fresh app for each replica. When the factory raises: StartupError with the replica's name."""
         apps = make(factory, replicas=replicas)
-        return cls(apps, policy=policy, replica_header=replica_header, on_dispatch=on_dispatch, clock=clock)
+        return cls(
+            apps,
+            policy=policy,
+            sticky=sticky,
+            replica_header=replica_header,
+            on_dispatch=on_dispatch,
+            clock=clock,
+            wall=wall,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._live(scope, receive, send)
             return
         began_at = self.clock() if self.on_dispatch is not None else 0.0
-        state = self.pool.pick()
+        state, cookie = self._choose(scope) if self._asks else (self.pool.pick(), None)
+        if state is None:
+            await unavailable(scope, send)
+            return
         member = self._members[state.replica.name]
         exchange = Exchange(receive, send, member)
+        if self.stick is not None:
+            exchange.cookie = Cookie(self.stick.sticky.cookie, scope, cookie)
         try:
             await member.app(_inner_scope(scope, member.lifespan.state), exchange.receive, exchange.send)
         except Exception as error:
@@ -112,6 +139,9 @@ class Balancer:
             self.pool.release(state)
             if self.on_dispatch is not None:
                 self.on_dispatch(exchange.summary(scope, self.clock() - began_at))
+
+    def _choose(self, scope: Scope) -> tuple[ReplicaState | None, str | None]:
+        return choose(self.pool, self.stick, ScopeKey(scope), self.wall())
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
@@ -159,6 +189,53 @@ class Member:
         self.header = (header.lower().encode("ascii"), name.encode("ascii")) if header is not None else None
 
 
+class ScopeKey:
+    """A request's `RequestKey`."""
+
+    __slots__ = ("_scope",)
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+
+    @property
+    def client(self) -> str | None:
+        client = self._scope.get("client")
+        return client[0] if client else None
+
+    @property
+    def path(self) -> str:
+        path: str = self._scope["path"]
+        return path
+
+    def header(self, name: str, /) -> str:
+        if name == "cookie":
+            return cookies(self._scope["headers"])
+        wanted = name.encode("latin-1")
+        lines = [value for key, value in self._scope["headers"] if key == wanted]
+        return b", ".join(lines).decode("latin-1")
+
+
+class Cookie:
+    """The route cookie of one answer. The balancer's word is the last: a replica's own one is taken out."""
+
+    __slots__ = ("_method", "_own", "_set")
+
+    def __init__(self, name: str, scope: Scope, set_cookie: str | None) -> None:
+        self._own = f"{name}=".encode()
+        self._method = scope.get("method", "GET")
+        self._set = set_cookie
+
+    def on(self, message: Message) -> Message:
+        if any(
+            key == SET_COOKIE and value.startswith(self._own) for key, value in message.get("headers", ())
+        ):
+            message = {**message, "headers": [each for each in message["headers"] if not self._is_own(each)]}
+        return message if self._set is None else with_cookie(message, self._method, self._set)
+
+    def _is_own(self, header: tuple[bytes, bytes]) -> bool:
+        return header[0] == SET_COOKIE and header[1].startswith(self._own)
+
+
 class Exchange:
     """One request and its answer on their way through: hands on each message, remembers how far it got."""
 
@@ -166,6 +243,7 @@ class Exchange:
     status: int | None = None
     complete = False
     gone = False
+    cookie: Cookie | None = None
     _trailers = False
 
     def __init__(self, receive: Receive, send: Send, member: Member) -> None:
@@ -196,6 +274,8 @@ class Exchange:
     def _started(self, message: Message) -> Message:
         self.status = message.get("status", 101)
         self._trailers = message.get("trailers", False)
+        if self.cookie is not None:
+            message = self.cookie.on(message)
         if self._member.header is None:
             return message
         return {**message, "headers": [*message.get("headers", ()), self._member.header]}
@@ -205,6 +285,7 @@ class Exchange:
         if self.gone:
             self.status = 499
             return
+        self.cookie = None  # nobody is bound to a replica by an answer that it did not give
         what = f"{_method(scope)} {scope['path']}"
         logger.error("replica %s failed before it answered %s", self._member.name, what, exc_info=error)
         if scope["type"] == "http":
@@ -231,6 +312,22 @@ class Exchange:
         headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
         await self.send({"type": f"{kind}.start", "status": status, "headers": headers})
         await self.send({"type": f"{kind}.body", "body": body})
+
+
+async def unavailable(scope: Scope, send: Send) -> None:
+    """Answer when no replica takes the request: each one drains or is out."""
+    body = b"503 Service Unavailable: no replica takes new clients\n"
+    if scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": 1013, "reason": "no replica"})
+        return
+    kind = "http.response" if scope["type"] == "http" else "websocket.http.response"
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", b"%d" % len(body)),
+        (b"retry-after", b"1"),
+    ]
+    await send({"type": f"{kind}.start", "status": 503, "headers": headers})
+    await send({"type": f"{kind}.body", "body": b"" if scope.get("method") == "HEAD" else body})
 
 
 def as_asgi(app: ASGIApp | WSGIApp) -> ASGIApp:

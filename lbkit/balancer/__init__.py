@@ -4,8 +4,21 @@ The carriers are `lbkit.asgi.Balancer` and `lbkit.wsgi.Balancer`.
 """
 
 from lbkit.balancer.dispatch import Dispatch
-from lbkit.balancer.policy import Policy, RoundRobin
+from lbkit.balancer.key import RequestKey
+from lbkit.balancer.policy import KeyedPolicy, Policy, RoundRobin
 from lbkit.balancer.pool import Pool
-from lbkit.balancer.replica import Replica, ReplicaState
+from lbkit.balancer.replica import Mode, Replica, ReplicaState
+from lbkit.balancer.source_address import SourceAddress
 
-__all__ = ["Dispatch", "Policy", "Pool", "Replica", "ReplicaState", "RoundRobin"]
+__all__ = [
+    "Dispatch",
+    "KeyedPolicy",
+    "Mode",
+    "Policy",
+    "Pool",
+    "Replica",
+    "ReplicaState",
+    "RequestKey",
+    "RoundRobin",
+    "SourceAddress",
+]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import count
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from lbkit.balancer.key import RequestKey
 from lbkit.balancer.replica import ReplicaState
 
-__all__ = ["Policy", "RoundRobin"]
+__all__ = ["KeyedPolicy", "Policy", "RoundRobin"]
 
 
 class Policy(Protocol):
@@ -19,6 +20,15 @@ class Policy(Protocol):
 
         Threads of a WSGI server call this at the same time.
         """
+        ...
+
+
+@runtime_checkable
+class KeyedPolicy(Protocol):
+    """How a pool chooses when it depends on who asks for what: a policy with this method instead."""
+
+    def pick_for(self, key: RequestKey, candidates: Sequence[ReplicaState], /) -> ReplicaState:
+        """Choose one of `candidates`, as `Policy.pick` does, for the request that `key` tells about."""
         ...
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from enum import Enum
 
 from lbkit.errors import ConfigError
 
-__all__ = ["Replica", "ReplicaState"]
+__all__ = ["Mode", "Replica", "ReplicaState"]
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,63}")
 
@@ -25,13 +26,25 @@ class Replica:
             )
 
 
+class Mode(Enum):
+    """What the operator wants of a replica."""
+
+    READY = "ready"
+    DRAIN = "drain"
+    """Keeps the clients that are bound to it, and gets no new ones."""
+
+    MAINT = "maint"
+    """Gets nothing. What is inside may finish."""
+
+
 class ReplicaState:
     """What changes about a replica while it serves. The pool writes it, policies read it."""
 
-    __slots__ = ("_inside", "replica")
+    __slots__ = ("_inside", "mode", "replica")
 
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
+        self.mode = Mode.READY
         # One entry for each request inside. `append` and `pop` are atomic where `+=` is not, and
         # cost a seventh of a lock, which every request would take twice.
         self._inside: list[None] = []

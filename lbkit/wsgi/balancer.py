@@ -16,12 +16,15 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from lbkit.balancer import Dispatch, Policy, Pool, Replica
+from lbkit.balancer import Dispatch, KeyedPolicy, Policy, Pool, Replica, ReplicaState
+from lbkit.balancer.affinity import choose
 from lbkit.balancer.hop import FORWARDED, add_client, checked_header
 from lbkit.balancer.members import make, named
 from lbkit.errors import ConfigError
 from lbkit.interface import Interface, interface_of
+from lbkit.sticky import Stick, Sticky
 from lbkit.types import Clock, Environ, ExcInfo, StartResponse, WSGIApp
+from lbkit.wsgi.sticky import path, with_cookie
 
 __all__ = ["Balancer"]
 
@@ -32,24 +35,30 @@ FOR, PROTO, HOST = (f"HTTP_{name.upper().replace('-', '_')}" for name in FORWARD
 BAD_GATEWAY = b"502 Bad Gateway: the replica failed before it answered\n"
 
 
+UNAVAILABLE = b"503 Service Unavailable: no replica takes new clients\n"
+
+
 class Balancer:
     """Dispatches each request to one of several replicas of a WSGI app.
 
     `apps` is a sequence (the replicas are then web1, web2, ...) or a mapping from names to apps;
     `[app] * 3` is one object three times over, and such replicas share all their memory.
     `replica_header` is the response header that names the replica, None for none. `on_dispatch` is
-    called at the end of each request and must not raise. A replica sees the client's own address in
-    REMOTE_ADDR, and X-Forwarded-For, -Proto and -Host as a real balancer adds them.
+    called at the end of each request and must not raise. With `sticky` a client stays with the replica that
+    it landed on: the balancer issues and honours the signed cookie. A replica sees the client's own address
+    in REMOTE_ADDR, and X-Forwarded-For, -Proto and -Host as a real balancer adds them.
     """
 
     def __init__(
         self,
         apps: Mapping[str, WSGIApp] | Iterable[WSGIApp],
         *,
-        policy: Policy | None = None,
+        policy: Policy | KeyedPolicy | None = None,
+        sticky: Sticky | None = None,
         replica_header: str | None = "X-Lbkit-Replica",
         on_dispatch: Callable[[Dispatch], object] | None = None,
         clock: Clock = time.monotonic,
+        wall: Clock = time.time,
     ) -> None:
         self._apps = {name: only_wsgi(app) for name, app in named(apps).items()}
         header = checked_header(replica_header)
@@ -57,6 +66,11 @@ class Balancer:
         self.pool = Pool(map(Replica, self._apps), policy=policy)
         self.on_dispatch = on_dispatch
         self.clock = clock
+        self.wall = wall
+        self.stick = Stick(sticky, self._apps) if sticky is not None else None
+        """Who stays, and how many moved for which reason; None when clients are not sticky."""
+
+        self._asks = self.stick is not None or self.pool.keyed
 
     @classmethod
     def from_factory(
@@ -64,17 +78,31 @@ class Balancer:
         factory: Callable[[], WSGIApp],
         *,
         replicas: int = 3,
-        policy: Policy | None = None,
+        policy: Policy | KeyedPolicy | None = None,
+        sticky: Sticky | None = None,
         replica_header: str | None = "X-Lbkit-Replica",
         on_dispatch: Callable[[Dispatch], object] | None = None,
         clock: Clock = time.monotonic,
+        wall: Clock = time.time,
     ) -> Balancer:
         """A fresh app for each replica. When the factory raises: StartupError with the replica's name."""
         apps = make(factory, replicas=replicas)
-        return cls(apps, policy=policy, replica_header=replica_header, on_dispatch=on_dispatch, clock=clock)
+        return cls(
+            apps,
+            policy=policy,
+            sticky=sticky,
+            replica_header=replica_header,
+            on_dispatch=on_dispatch,
+            clock=clock,
+            wall=wall,
+        )
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        exchange = Exchange(self, environ, start_response)
+        state, cookie = self._choose(environ) if self._asks else (self.pool.pick(), None)
+        if state is None:
+            return unavailable(environ, start_response)
+        exchange = Exchange(self, state, environ, start_response)
+        exchange.set_cookie = cookie
         try:
             exchange.body = self._apps[exchange.state.replica.name](_inner_environ(environ), exchange.start)
         except Exception as error:
@@ -83,6 +111,30 @@ class Balancer:
             exchange.close()
             raise
         return exchange.answer()
+
+    def _choose(self, environ: Environ) -> tuple[ReplicaState | None, str | None]:
+        return choose(self.pool, self.stick, EnvironKey(environ), self.wall())
+
+
+class EnvironKey:
+    """A request's `RequestKey`."""
+
+    __slots__ = ("_environ",)
+
+    def __init__(self, environ: Environ) -> None:
+        self._environ = environ
+
+    @property
+    def client(self) -> str | None:
+        return self._environ.get("REMOTE_ADDR")
+
+    @property
+    def path(self) -> str:
+        return path(self._environ)
+
+    def header(self, name: str, /) -> str:
+        value: str = self._environ.get(f"HTTP_{name.upper().replace('-', '_')}", "")
+        return value
 
 
 class Exchange:
@@ -96,17 +148,20 @@ class Exchange:
     status: str | None = None
     complete = False
     error: Exception | None = None
+    set_cookie: str | None = None
     body: Iterable[bytes] = ()
     _started: tuple[str, list[tuple[str, str]]] | None = None
     _server_write: Callable[[bytes], object] | None = None
     _ended = False
 
-    def __init__(self, balancer: Balancer, environ: Environ, start_response: StartResponse) -> None:
+    def __init__(
+        self, balancer: Balancer, state: ReplicaState, environ: Environ, start_response: StartResponse
+    ) -> None:
         self._balancer = balancer
         self._environ = environ
         self._start_response = start_response
         self._began_at = balancer.clock() if balancer.on_dispatch is not None else 0.0
-        self.state = balancer.pool.pick()
+        self.state = state
 
     def start(
         self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None, /
@@ -159,8 +214,22 @@ class Exchange:
                 raise RuntimeError("the app gave a body and never called start_response")
             self.status, headers = self._started
             headers = headers + self._balancer.named[self.state.replica.name]
+            if self._balancer.stick is not None:
+                headers = self._stuck(self._balancer.stick.sticky.cookie, headers)
             self._server_write = self._start_response(self.status, headers)
         return self._server_write
+
+    def _stuck(self, cookie: str, headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """The balancer's word is the last: a replica's own route cookie is taken out."""
+        own = f"{cookie}="
+        headers = [
+            (name, value)
+            for name, value in headers
+            if not (name.lower() == "set-cookie" and value.startswith(own))
+        ]
+        if self.set_cookie is None:
+            return headers
+        return with_cookie(self.status or "", headers, self._environ["REQUEST_METHOD"], self.set_cookie)
 
     def _write(self, data: bytes) -> None:
         self._begin()(data)
@@ -176,6 +245,7 @@ class Exchange:
     def _bad_gateway(self, error: Exception) -> bytes:
         what = f"{self._environ['REQUEST_METHOD']} {_path(self._environ)}"
         logger.error("replica %s failed before it answered %s", self.state.replica.name, what, exc_info=error)
+        self.set_cookie = None  # nobody is bound to a replica by an answer that it did not give
         length = str(len(BAD_GATEWAY))
         self._started = (
             "502 Bad Gateway",
@@ -220,6 +290,13 @@ def _inner_environ(environ: Environ) -> Environ:
 def _path(environ: Environ) -> str:
     path: str = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
     return path.encode("latin-1").decode("utf-8", "replace")
+
+
+def unavailable(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    """Answer when no replica takes the request: each one drains or is out."""
+    headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(UNAVAILABLE)))]
+    start_response("503 Service Unavailable", [*headers, ("Retry-After", "1")])
+    return [b"" if environ["REQUEST_METHOD"] == "HEAD" else UNAVAILABLE]
 
 
 def only_wsgi(app: WSGIApp) -> WSGIApp:
