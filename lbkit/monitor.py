@@ -47,7 +47,6 @@ BEATS = 4
 """Turns of the loop in the time after which the watchdog says that it is stuck."""
 
 MOST_KEPT = 64
-LONGEST_KEY = 256
 METRICS = Check(name="metrics", timeout=5.0, ttl=1.0, fail_ttl=1.0, max_stale=30.0, slow_ms=math.inf)
 
 
@@ -64,9 +63,12 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
+    """A rendering, and what must still be so for it to be given again. `since`, `until`: Unix seconds."""
+
     reply: Reply
     state: State
     generation: int
+    since: float
     until: float
 
 
@@ -145,7 +147,7 @@ class Health:
         self._watchdog = watchdog
         self._beside = tuple(beside)
         self._clock = clock
-        self._wall = wall
+        self._wall = self.wall = wall
         self._born = clock()
         self._loops = Loops(beat=None if watchdog is None else watchdog / BEATS)
         self._routes = routes(self.service)
@@ -153,7 +155,7 @@ class Health:
         self._probes: dict[str, Probe] = {}
         self._listeners: list[Callable[[Change], object]] = []
         self._broken: str | None = None
-        self._kept: dict[tuple[Route, str, str, Level], Kept] = {}
+        self._kept: dict[Hashable, Kept] = {}
         self._generation = 0
         self._warm_in: int | None = None
         self._context: Callable[[], AbstractContextManager[object]] = nullcontext
@@ -234,6 +236,7 @@ class Health:
                 f"check {check.name}: need a function or a coroutine function, got {function!r}"
             )
         self._probes[check.name] = self._probe(check, function, on_result=self._observed)
+        self._routes[f"{self._under_checks}{check.name}"] = Route(Endpoint.CHECK, check.name)
         self._forget_kept()
         if not self.cold:
             self._tick_if_needed()
@@ -274,6 +277,11 @@ class Health:
         return Route(Endpoint.CHECK, path[len(self._under_checks) :])
 
     @property
+    def prefixes(self) -> tuple[str, ...]:
+        """What each path of ours begins with, so that a carrier may see at a glance that another is not."""
+        return tuple({f"/{path.split('/')[1]}" for path in self._routes})
+
+    @property
     def cold(self) -> bool:
         """Whether `start` is still to be called in this process; a forked worker is cold again."""
         return self._warm_in != os.getpid()
@@ -305,58 +313,62 @@ class Health:
     def level(self, caller: Caller) -> Level:
         return self.gate.level(caller)
 
-    def awaited(self, route: Route, query: str, accept: str, level: Level) -> list[tuple[Run, float]]:
-        """Start what is due; return the runs that this answer must wait for, and the seconds left to each."""
-        if self._recall(route, query, accept, level) is not None:
-            return []
+    def awaited(self, route: Route) -> list[tuple[Run, float]]:
+        """Start what is due; return the runs that an answer must wait for, and the seconds left to each."""
         now = self._clock()
         probes = self._wanted(route)
         for probe in probes:
             probe.look(now)
         return [wait for probe in probes if (wait := probe.awaited(now)) is not None]
 
-    def answer(self, route: Route, method: str, query: str, accept: str, level: Level) -> Reply:
-        """The answer as things are known now. Never blocks, never raises."""
+    def answer(
+        self, route: Route, method: str, query: str, accept: str, level: Level, *, question: Hashable = None
+    ) -> Reply:
+        """The answer as things are known now, kept to be recalled. Never blocks, never raises."""
         if method not in ("GET", "HEAD"):
             return OPTIONS if method == "OPTIONS" else METHOD_NOT_ALLOWED
         if route.check is not None and route.check not in self._probes:
             return NOT_FOUND
-        kept = self._recall(route, query, accept, level)
-        return kept if kept is not None else self._make(route, query, accept, level)
+        return self._make(route, query, accept, level, question)
 
     def report(self, endpoint: Endpoint = Endpoint.DETAILED) -> Report:
         """What an endpoint would say now, as a value. Starts what is due and waits for nothing."""
         return self._report(Route(endpoint), Options())[0]
 
-    def wall(self) -> float:
-        return self._wall()
+    def recall(self, question: Hashable, wall: float) -> Reply | None:
+        """What was rendered a moment ago for the same question, if it holds at `wall`, in Unix seconds.
 
-    def _recall(self, route: Route, query: str, accept: str, level: Level) -> Reply | None:
-        kept = self._kept.get((route, query, accept, level))
-        if kept is None or kept.generation != self._generation or kept.until <= self._clock():
+        A question is whatever the carrier makes of path, query, Accept and the right to read.
+        """
+        kept = self._kept.get(question)
+        if kept is None or kept.generation != self._generation:
             return None
-        return kept.reply if kept.state is self.source.state else None
+        # A clock that was set back must not keep anything longer.
+        fresh = kept.since <= wall < kept.until
+        return kept.reply if fresh and kept.state is self.source.state else None
 
-    def _make(self, route: Route, query: str, accept: str, level: Level) -> Reply:
+    def _make(self, route: Route, query: str, accept: str, level: Level, question: Hashable) -> Reply:
         generation = self._generation
         asked = options(query)
-        now = self._clock()
+        now, wall = self._clock(), self._wall()
         said, until = self._report(route, asked)
         reply = make_reply(
             said,
             format_=choose(accept, asked.format),
             level=level,
-            wall=self._wall(),
+            wall=wall,
             max_age=int(max(0.0, min(until - now, 3600.0))),
             headers=self._extra_headers(said),
         )
         # While draining, each answer tells how much is in flight at that instant.
-        if len(query) + len(accept) <= LONGEST_KEY and until > now and said.state is not State.DRAINING:
-            if len(self._kept) >= MOST_KEPT:
-                self._kept.clear()
-            kept = Kept(reply, said.state, generation, min(until, now + FRESH))
-            self._kept[(route, query, accept, level)] = kept
+        if question is not None and until > now and said.state is not State.DRAINING:
+            self._keep(question, Kept(reply, said.state, generation, wall, wall + min(until - now, FRESH)))
         return reply
+
+    def _keep(self, question: Hashable, kept: Kept) -> None:
+        if len(self._kept) >= MOST_KEPT:
+            self._kept.clear()
+        self._kept[question] = kept
 
     def _report(self, route: Route, asked: Options) -> tuple[Report, float]:
         """The report, and until when it holds if no result comes in."""

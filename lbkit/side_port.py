@@ -167,7 +167,7 @@ class _HTTPHandler(BaseHTTPRequestHandler):
         accept = self.headers.get("Accept", "")
         level = health.level(self._caller()) if health.gate.asks else health.gate.unproven
         if self.command in ("GET", "HEAD"):
-            wait(health.awaited(route, query, accept, level), budget=health.budget)
+            wait(health.awaited(route), budget=health.budget)
         reply = health.answer(route, self.command, query, accept, level)
         self._send(reply.code, reply.wsgi_headers, reply.body(health.wall()))
 
@@ -189,8 +189,7 @@ class _AgentHandler(socketserver.BaseRequestHandler):
     degraded_percent: int
 
     def handle(self) -> None:
-        route = Route(Endpoint.READY)
-        wait(self.health.awaited(route, "", "", self.health.gate.unproven), budget=self.health.budget)
+        wait(self.health.awaited(Route(Endpoint.READY)), budget=self.health.budget)
         line = agent_line(self.health.report(Endpoint.READY), degraded_percent=self.degraded_percent)
         connection: socket.socket = self.request
         connection.settimeout(SLOWEST_CLIENT)

@@ -25,6 +25,10 @@ class FakeClock:
     def __call__(self) -> float:
         return self.now
 
+    def wall(self) -> float:
+        """Unix seconds that move with it."""
+        return 1767225600.0 + self.now
+
 
 async def asgi_app(scope: Any, _: Any, send: Any) -> None:
     """Knows http alone: at a lifespan it raises, as many small ASGI apps do."""

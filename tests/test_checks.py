@@ -33,7 +33,7 @@ def outcome(check: Any) -> tuple[Status, str | None, str]:
     health = Health(thresholds=Thresholds(cpu=101, memory=101, disk=101), budget=5.0)
     health.check("it", timeout=5.0)(check)
     try:
-        wait(health.awaited(Route(Endpoint.READY), "", "", health.gate.unproven), budget=health.budget)
+        wait(health.awaited(Route(Endpoint.READY)), budget=health.budget)
         (view,) = health.report(Endpoint.READY).views
         return view.status, view.error, view.output
     finally:

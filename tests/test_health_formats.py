@@ -183,7 +183,7 @@ def test_health_json_follows_the_draft() -> None:
 
 def test_health_json_tells_how_long_it_is_fresh() -> None:
     clock = FakeClock()
-    health = Health(Service(version="1.2.3"), clock=clock)
+    health = Health(Service(version="1.2.3"), clock=clock, wall=clock.wall)
     health.check("database", ttl=10.0)(lambda: None)
     with gateway("wsgi", health) as get:
         headers = {"Accept": "application/health+json"}

@@ -49,8 +49,7 @@ def until(happens: Callable[[], object], *, seconds: float = 10) -> None:
 
 def ask(health: Health, endpoint: Endpoint = Endpoint.READY) -> Any:
     """The report, once the first results are in."""
-    level = health.gate.unproven
-    wait(health.awaited(Route(endpoint), "", "", level), budget=health.budget)
+    wait(health.awaited(Route(endpoint)), budget=health.budget)
     return health.report(endpoint)
 
 
@@ -283,7 +282,7 @@ def test_a_replica_that_is_gone_is_not_asked_for_its_old_connection() -> None:
 
 
 def test_a_pass_is_believed_for_its_ttl_and_a_failure_for_less(clock: FakeClock) -> None:
-    health = Health(clock=clock)
+    health = Health(clock=clock, wall=clock.wall)
     answers, calls = [True], []
 
     @health.check("database", ttl=5.0, fail_ttl=1.0)
@@ -307,7 +306,7 @@ def test_a_pass_is_believed_for_its_ttl_and_a_failure_for_less(clock: FakeClock)
 
 
 def test_a_prober_that_comes_seldom_gets_a_new_result_and_no_stale_one(clock: FakeClock) -> None:
-    health = Health(clock=clock)
+    health = Health(clock=clock, wall=clock.wall)
     calls: list[int] = []
     health.check("database", ttl=5.0, max_stale=30.0)(lambda: calls.append(1))
     for expected in range(1, 5):
@@ -317,7 +316,7 @@ def test_a_prober_that_comes_seldom_gets_a_new_result_and_no_stale_one(clock: Fa
 
 
 def test_a_source_that_has_stopped_turns_red_within_max_stale_and_an_interval(clock: FakeClock) -> None:
-    health = Health(clock=clock)
+    health = Health(clock=clock, wall=clock.wall)
     hold = threading.Event()
     calls: list[int] = []
 
@@ -392,7 +391,7 @@ def test_a_background_check_that_hangs_is_counted_without_a_reader(health: Healt
 
 
 def test_listeners_hear_of_transitions_only(clock: FakeClock) -> None:
-    health = Health(clock=clock)
+    health = Health(clock=clock, wall=clock.wall)
     answers = iter([True, True, False, False, False, True, True])
     changes: list[tuple[str, str]] = []
 
@@ -419,7 +418,7 @@ def test_the_log_tells_changes_and_slowness_and_no_secret(
     clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="lbkit.health")
-    health = Health(clock=clock)
+    health = Health(clock=clock, wall=clock.wall)
     steps: list[Callable[[], None]] = []
     done: list[int] = []
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from lbkit.health.access import Caller
+from collections.abc import Sequence
+
+from lbkit.health.access import Caller, Level
 from lbkit.health.lifecycle import State
-from lbkit.health.routes import Route
+from lbkit.health.reply import Reply
 from lbkit.monitor import Health
 from lbkit.probes import wait_async
 from lbkit.types import ASGIApp, Message, Receive, Scope, Send
@@ -18,35 +20,52 @@ class HealthMiddleware:
     def __init__(self, app: ASGIApp, health: Health) -> None:
         self.app = app
         self.health = health
+        self._wall = health.wall
+        self._asks_who = health.gate.asks
+        self._prefixes = health.prefixes
+        self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            if self.health.cold:  # a server without lifespan
-                self.health.start()
-            route = self.health.route(_path(scope))
-            if route is not None:
-                await self._answer(route, scope, send)
-                return
+            if not self._started:
+                self._start()
+            path = _path(scope) if scope.get("root_path") else scope["path"]
+            if path.startswith(self._prefixes):
+                reply = self._kept(path, scope) or await self._made(path, scope)
+                if reply is not None:
+                    headers = _closing(reply, scope) if reply.draining else reply.asgi_headers
+                    await send({"type": "http.response.start", "status": reply.code, "headers": headers})
+                    body = b"" if scope["method"] == "HEAD" else reply.body(self._wall())
+                    await send({"type": "http.response.body", "body": body})
+                    return
         elif scope["type"] == "lifespan":
             await self._live(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
-    async def _answer(self, route: Route, scope: Scope, send: Send) -> None:
+    def _kept(self, path: str, scope: Scope) -> Reply | None:
+        """What most probes get: a rendering that is less than a second old."""
+        full = self._asks_who and self.health.level(_caller(scope)) is Level.FULL
+        question = (path, scope["method"], scope["query_string"], _accept(scope), full)
+        return self.health.recall(question, self._wall())
+
+    async def _made(self, path: str, scope: Scope) -> Reply | None:
         health = self.health
-        method = scope["method"]
-        query = scope["query_string"].decode("latin-1")
-        accept = _accept(scope)
-        level = health.level(_caller(scope)) if health.gate.asks else health.gate.unproven
-        if method in ("GET", "HEAD") and (waits := health.awaited(route, query, accept, level)):
+        route = health.route(path)
+        if route is None:
+            return None
+        method, query, accept = scope["method"], scope["query_string"], _accept(scope)
+        level = health.level(_caller(scope)) if self._asks_who else health.gate.unproven
+        if method in ("GET", "HEAD") and (waits := health.awaited(route)):
             await wait_async(waits, budget=health.budget)
-        reply = health.answer(route, method, query, accept, level)
-        headers = reply.asgi_headers
-        if health.source.state is State.DRAINING and scope.get("http_version", "").startswith("1"):
-            headers = (*headers, (b"connection", b"close"))
-        await send({"type": "http.response.start", "status": reply.code, "headers": headers})
-        body = b"" if method == "HEAD" else reply.body(health.wall())
-        await send({"type": "http.response.body", "body": body})
+        question = (path, method, query, accept, level is Level.FULL)
+        texts = query.decode("latin-1"), accept.decode("latin-1")
+        return health.answer(route, method, *texts, level, question=question)
+
+    def _start(self) -> None:
+        """For a server without lifespan: the app serves from its first request on."""
+        self._started = True
+        self.health.start()
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the app's lifespan, and learn from it whether the app has started."""
@@ -56,7 +75,7 @@ class HealthMiddleware:
         async def watching(message: Message) -> None:
             nonlocal up
             if message["type"] == "lifespan.startup.complete" and not up:
-                up = True
+                up = self._started = True
                 lifecycle.ready()
                 self.health.start()
             await send(message)
@@ -73,15 +92,23 @@ class HealthMiddleware:
 def _path(scope: Scope) -> str:
     """The path below the mount point of the app."""
     path: str = scope["path"]
-    root: str = scope.get("root_path", "")
-    return path[len(root) :] if root and path.startswith(f"{root}/") else path
+    root: str = scope["root_path"]
+    return path[len(root) :] if path.startswith(f"{root}/") else path
 
 
-def _accept(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"accept":
-            return str(value, "latin-1")
-    return ""
+def _closing(reply: Reply, scope: Scope) -> Sequence[tuple[bytes, bytes]]:
+    """HTTP/2 and later have no such header: there the server says it."""
+    if scope.get("http_version", "").startswith("1"):
+        return (*reply.asgi_headers, (b"connection", b"close"))
+    return reply.asgi_headers
+
+
+def _accept(scope: Scope) -> bytes:
+    for header in scope["headers"]:
+        if header[0] == b"accept":
+            value: bytes = header[1]
+            return value
+    return b""
 
 
 def _caller(scope: Scope) -> Caller:

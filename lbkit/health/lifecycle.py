@@ -36,7 +36,7 @@ class LifecycleSource(Protocol):
 
 
 class Lifecycle:
-    """The state is computed from facts, never stored, so it cannot go stale.
+    """The state follows from a few facts, and is worked out when one of them changes: probes read it often.
 
     One app object may be several replicas: it is starting while any of their lifespans is, and has
     stopped when the last of them has ended.
@@ -48,16 +48,7 @@ class Lifecycle:
         self._ended = 0
         self._draining = False
         self._tasks: set[str] = set()
-
-    @property
-    def state(self) -> State:
-        if self._draining:
-            return State.DRAINING
-        if self._starting or self._tasks:
-            return State.STARTING
-        if self._ended and not self._running:
-            return State.STOPPED
-        return State.READY
+        self.state = State.READY
 
     @property
     def started(self) -> bool:
@@ -69,11 +60,13 @@ class Lifecycle:
             self._draining = False
             self._ended = 0
         self._starting += 1
+        self._settle()
 
     def ready(self) -> None:
         """A lifespan that had begun is up."""
         self._starting -= 1
         self._running += 1
+        self._settle()
 
     def end(self, *, was_up: bool) -> None:
         """A lifespan that had begun is over. One that never came up says nothing: the app may know none."""
@@ -82,18 +75,33 @@ class Lifecycle:
             self._ended += 1
         else:
             self._starting -= 1
+        self._settle()
 
     def drain(self) -> None:
         """Leave the pool: readiness fails from the next probe on, requests are still served."""
         self._draining = True
+        self._settle()
 
     def resume(self) -> None:
         """Take an operator's `drain` back."""
         self._draining = False
+        self._settle()
 
     def expect(self, task: str) -> None:
         """Stay STARTING until that task is `done`."""
         self._tasks.add(task)
+        self._settle()
 
     def done(self, task: str) -> None:
         self._tasks.discard(task)
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._draining:
+            self.state = State.DRAINING
+        elif not self.started:
+            self.state = State.STARTING
+        elif self._ended and not self._running:
+            self.state = State.STOPPED
+        else:
+            self.state = State.READY

@@ -13,6 +13,7 @@ from http import HTTPStatus
 from lbkit.health.accept import Format
 from lbkit.health.access import Level
 from lbkit.health.formats import RENDERERS, Rendering
+from lbkit.health.lifecycle import State
 from lbkit.health.report import Report
 from lbkit.health.routes import ALLOW
 
@@ -34,6 +35,8 @@ class Reply:
     asgi_headers: tuple[tuple[bytes, bytes], ...]
     wsgi_headers: Headers
     wsgi_status: str
+    draining: bool = False
+    """The connection should end with this answer, where the protocol has a word for that."""
 
     def body(self, wall: float) -> bytes:
         """`wall` is now, as Unix seconds."""
@@ -49,7 +52,7 @@ def make_reply(
     # A scraper throws away what does not come with 200; the figures themselves tell what is wrong.
     code = 200 if format_ is Format.OPENMETRICS else report.code
     own = (("Cache-Control", cache), ("Vary", "Accept"), *rendering.headers, *headers)
-    return _reply(code, format_.media_type, rendering, own, wall)
+    return _reply(code, format_.media_type, rendering, own, wall, draining=report.state is State.DRAINING)
 
 
 def _within_cap(
@@ -67,7 +70,9 @@ def _within_cap(
     return rendering
 
 
-def _reply(code: int, media_type: str, rendering: Rendering, headers: Headers, wall: float) -> Reply:
+def _reply(
+    code: int, media_type: str, rendering: Rendering, headers: Headers, wall: float, *, draining: bool = False
+) -> Reply:
     every = (
         ("Content-Type", media_type),
         # The timestamp has three decimals: its length, like this one, stays the same until the year 2286.
@@ -84,6 +89,7 @@ def _reply(code: int, media_type: str, rendering: Rendering, headers: Headers, w
         ),
         wsgi_headers=every,
         wsgi_status=f"{code} {HTTPStatus(code).phrase}",
+        draining=draining,
     )
 
 

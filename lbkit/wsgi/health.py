@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from os import getpid
 
-from lbkit.health.access import Caller
-from lbkit.health.lifecycle import State
-from lbkit.health.routes import Route
+from lbkit.health.access import Caller, Level
+from lbkit.health.reply import Reply
 from lbkit.monitor import Health
 from lbkit.probes import wait
 from lbkit.types import Environ, StartResponse, WSGIApp
@@ -21,27 +21,47 @@ class HealthMiddleware:
     def __init__(self, app: WSGIApp, health: Health) -> None:
         self.app = app
         self.health = health
+        self._wall = health.wall
+        self._asks_who = health.gate.asks
+        self._prefixes = health.prefixes
+        self._started_in: int | None = None
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        if self.health.cold:
-            self.health.start()
-        route = self.health.route(environ.get("PATH_INFO", ""))
-        if route is not None:
-            return self._answer(route, environ, start_response)
+        # Each worker that a server forks starts its own checks.
+        if self._started_in != getpid():
+            self._start()
+        path: str = environ.get("PATH_INFO", "")
+        if path.startswith(self._prefixes):
+            reply = self._kept(path, environ) or self._made(path, environ)
+            if reply is not None:
+                closing = close_after(environ, start_response) if reply.draining else []
+                start_response(reply.wsgi_status, [*reply.wsgi_headers, *closing])
+                return [] if environ["REQUEST_METHOD"] == "HEAD" else [reply.body(self._wall())]
         return self.app(environ, start_response)
 
-    def _answer(self, route: Route, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+    def _kept(self, path: str, environ: Environ) -> Reply | None:
+        """What most probes get: a rendering that is less than a second old."""
+        full = self._asks_who and self.health.level(_caller(environ)) is Level.FULL
+        get = environ.get
+        question = (path, get("REQUEST_METHOD"), get("QUERY_STRING", ""), get("HTTP_ACCEPT", ""), full)
+        return self.health.recall(question, self._wall())
+
+    def _made(self, path: str, environ: Environ) -> Reply | None:
         health = self.health
+        route = health.route(path)
+        if route is None:
+            return None
         method = environ["REQUEST_METHOD"]
-        query = environ.get("QUERY_STRING", "")
-        accept = environ.get("HTTP_ACCEPT", "")
-        level = health.level(_caller(environ)) if health.gate.asks else health.gate.unproven
-        if method in ("GET", "HEAD") and (waits := health.awaited(route, query, accept, level)):
+        query, accept = environ.get("QUERY_STRING", ""), environ.get("HTTP_ACCEPT", "")
+        level = health.level(_caller(environ)) if self._asks_who else health.gate.unproven
+        if method in ("GET", "HEAD") and (waits := health.awaited(route)):
             wait(waits, budget=health.budget)
-        reply = health.answer(route, method, query, accept, level)
-        closing = close_after(environ, start_response) if health.source.state is State.DRAINING else []
-        start_response(reply.wsgi_status, [*reply.wsgi_headers, *closing])
-        return [] if method == "HEAD" else [reply.body(health.wall())]
+        question = (path, method, query, accept, level is Level.FULL)
+        return health.answer(route, method, query, accept, level, question=question)
+
+    def _start(self) -> None:
+        self._started_in = getpid()
+        self.health.start()
 
 
 def _caller(environ: Environ) -> Caller:

@@ -367,7 +367,7 @@ def test_a_coroutine_check_that_hangs_is_cancelled_at_its_timeout(get: Gateway) 
 
 def test_a_result_is_shown_while_it_is_renewed(name: str) -> None:
     clock = FakeClock()
-    health = Health(clock=clock)
+    health = Health(clock=clock, wall=clock.wall)
     results: list[Status] = []
     gate = threading.Event()
     gate.set()
