@@ -20,7 +20,7 @@ class HealthMiddleware:
     def __init__(self, app: ASGIApp, health: Health) -> None:
         self.app = app
         self.health = health
-        self._wall = health.wall
+        self._wall, self._recall = health.wall, health.recall
         self._asks_who = health.gate.asks
         self._prefixes = health.prefixes
         self._started = False
@@ -31,11 +31,15 @@ class HealthMiddleware:
                 self._start()
             path = _path(scope) if scope.get("root_path") else scope["path"]
             if path.startswith(self._prefixes):
-                reply = self._kept(path, scope) or await self._made(path, scope)
+                wall = self._wall()
+                reply = self._kept(path, scope, wall)
+                if reply is None:
+                    reply = await self._made(path, scope)
+                    wall = self._wall()
                 if reply is not None:
                     headers = _closing(reply, scope) if reply.draining else reply.asgi_headers
                     await send({"type": "http.response.start", "status": reply.code, "headers": headers})
-                    body = b"" if scope["method"] == "HEAD" else reply.body(self._wall())
+                    body = b"" if scope["method"] == "HEAD" else reply.body(wall)
                     await send({"type": "http.response.body", "body": body})
                     return
         elif scope["type"] == "lifespan":
@@ -43,11 +47,11 @@ class HealthMiddleware:
             return
         await self.app(scope, receive, send)
 
-    def _kept(self, path: str, scope: Scope) -> Reply | None:
+    def _kept(self, path: str, scope: Scope, wall: float) -> Reply | None:
         """What most probes get: a rendering that is less than a second old."""
         full = self._asks_who and self.health.level(_caller(scope)) is Level.FULL
         question = (path, scope["method"], scope["query_string"], _accept(scope), full)
-        return self.health.recall(question, self._wall())
+        return self._recall(question, wall)
 
     async def _made(self, path: str, scope: Scope) -> Reply | None:
         health = self.health

@@ -21,7 +21,7 @@ class HealthMiddleware:
     def __init__(self, app: WSGIApp, health: Health) -> None:
         self.app = app
         self.health = health
-        self._wall = health.wall
+        self._wall, self._recall = health.wall, health.recall
         self._asks_who = health.gate.asks
         self._prefixes = health.prefixes
         self._started_in: int | None = None
@@ -32,19 +32,23 @@ class HealthMiddleware:
             self._start()
         path: str = environ.get("PATH_INFO", "")
         if path.startswith(self._prefixes):
-            reply = self._kept(path, environ) or self._made(path, environ)
+            wall = self._wall()
+            reply = self._kept(path, environ, wall)
+            if reply is None:
+                reply = self._made(path, environ)
+                wall = self._wall()
             if reply is not None:
                 closing = close_after(environ, start_response) if reply.draining else []
                 start_response(reply.wsgi_status, [*reply.wsgi_headers, *closing])
-                return [] if environ["REQUEST_METHOD"] == "HEAD" else [reply.body(self._wall())]
+                return [] if environ["REQUEST_METHOD"] == "HEAD" else [reply.body(wall)]
         return self.app(environ, start_response)
 
-    def _kept(self, path: str, environ: Environ) -> Reply | None:
+    def _kept(self, path: str, environ: Environ, wall: float) -> Reply | None:
         """What most probes get: a rendering that is less than a second old."""
         full = self._asks_who and self.health.level(_caller(environ)) is Level.FULL
         get = environ.get
         question = (path, get("REQUEST_METHOD"), get("QUERY_STRING", ""), get("HTTP_ACCEPT", ""), full)
-        return self.health.recall(question, self._wall())
+        return self._recall(question, wall)
 
     def _made(self, path: str, environ: Environ) -> Reply | None:
         health = self.health
