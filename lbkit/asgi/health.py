@@ -22,15 +22,16 @@ class HealthMiddleware:
         self.health = health
         self._wall, self._recall = health.wall, health.recall
         self._asks_who = health.gate.asks
-        self._prefixes = health.prefixes
+        # Every path is looked at until the first request has come: see `_start`.
+        self._prefixes: tuple[str, ...] = ("",)
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            if not self._started:
-                self._start()
             path = _path(scope) if scope.get("root_path") else scope["path"]
             if path.startswith(self._prefixes):
+                if not self._started:
+                    self._start()
                 wall = self._wall()
                 reply = self._kept(path, scope, wall)
                 if reply is None:
@@ -67,8 +68,9 @@ class HealthMiddleware:
         return health.answer(route, method, *texts, level, question=question)
 
     def _start(self) -> None:
-        """For a server without lifespan: the app serves from its first request on."""
+        """Without a lifespan, the app serves from its first request on."""
         self._started = True
+        self._prefixes = self.health.prefixes
         self.health.start()
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,9 +81,9 @@ class HealthMiddleware:
         async def watching(message: Message) -> None:
             nonlocal up
             if message["type"] == "lifespan.startup.complete" and not up:
-                up = self._started = True
+                up = True
                 lifecycle.ready()
-                self.health.start()
+                self._start()
             await send(message)
 
         lifecycle.begin()
