@@ -202,6 +202,8 @@ class Health:
 
         Raises ConfigError for a name that is taken, and for values that break a rule.
         """
+        if isinstance(groups, str):
+            raise ConfigError(f"{name}: need groups as a set of names, got the text {groups!r}")
         check = Check(
             name=name,
             critical=critical,

@@ -118,6 +118,11 @@ def test_a_name_is_taken_once(health: Health) -> None:
         health.check("database")(lambda: None)
 
 
+def test_a_group_that_is_a_text_is_refused(health: Health) -> None:
+    with pytest.raises(ConfigError, match="set of names, got the text 'ready'"):
+        health.check("database", groups="ready")
+
+
 @pytest.mark.parametrize("junk", [None, 7, "database"])
 def test_a_check_that_cannot_be_called_is_refused(health: Health, junk: Any) -> None:
     with pytest.raises(ConfigError, match="need a function"):

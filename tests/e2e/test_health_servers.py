@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -128,3 +129,31 @@ def test_a_hung_check_holds_up_neither_the_other_routes_nor_the_exit() -> None:
         assert client.get("/plain").text == "plain"
         assert client.get("/lookup").text == "looked up"
         assert process.interrupt() in (0, 130, -2)
+
+
+RELOADED = """
+from flask import Flask
+from lbkit_flask import LBKit
+
+def create_app():
+    app = Flask(__name__)
+    LBKit(app, version="{version}")
+    return app
+"""
+
+
+def test_an_app_factory_under_flask_s_reloader_tells_its_new_version(tmp_path: Path) -> None:
+    port, site = free_port(), tmp_path / "site_of_flask.py"
+    site.write_text(RELOADED.format(version="1.0.0"))
+    command = [sys.executable, "-m", "flask", "--app", "site_of_flask", "run", "--debug", f"--port={port}"]
+
+    def version() -> str | None:
+        try:
+            return str(httpx.get(f"http://127.0.0.1:{port}/health", timeout=LIMIT).json()["version"])
+        except httpx.TransportError:
+            return None
+
+    with started(command, cwd=tmp_path) as process:
+        until(lambda: version() == "1.0.0", of=process)
+        site.write_text(RELOADED.format(version="2.0.0-rc1"))
+        until(lambda: version() == "2.0.0-rc1", of=process)
