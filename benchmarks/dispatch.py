@@ -215,7 +215,7 @@ def verdict(kind: str, comparison: Comparison, goal: float) -> str:
 def report(rounds: int) -> None:
     loop = asyncio.new_event_loop()
     print(
-        f"Python {platform.python_version()}; medians of {rounds} rounds: us a call, and next to the direct one"
+        f"Python {platform.python_version()}; medians of {rounds} rounds: us a call, and next to the direct one"  # noqa: E501
     )
     asgi_costs, wsgi_costs = asgi_comparison(loop, rounds), wsgi_comparison(rounds)
     print(f"\na trivial ASGI app\n{asgi_costs.table()}")
