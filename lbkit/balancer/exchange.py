@@ -1,0 +1,139 @@
+"""What passes between a model of a balancer and whoever carries it: request, attempt, outcome, answer.
+
+A model is a flow: `flow = model.serve(request, now=...)` yields what it needs done and is sent what came
+of it, so that one text drives a recording in virtual time and real apps in real time.
+
+=====================  ===================================================================
+the flow yields        and is sent
+=====================  ===================================================================
+`Attempt(replica)`     the `Outcome` of giving the request to that replica
+`Wait(queue)`          None, once `model.woken()` has named this flow's ticket
+returns `Answer`       what the client gets, and every replica that was tried
+=====================  ===================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+from urllib.parse import parse_qsl, urlsplit
+
+__all__ = ["Answer", "Attempt", "Fault", "Flow", "Model", "Outcome", "Request", "Wait", "attempt"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a balancer looks at. Header names are lower case; lines of one name are joined by a newline."""
+
+    method: str = "GET"
+    target: str = "/"
+    """Path and query string, as sent."""
+
+    client: str = "127.0.0.1"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bool = False
+
+    def header(self, name: str) -> str:
+        return self.headers.get(name, "")
+
+    def cookies(self) -> list[tuple[str, str]]:
+        parts = (part.strip().partition("=") for part in self.header("cookie").split(";"))
+        return [(name, value) for name, equals, value in parts if equals]
+
+    def cookie(self, name: str) -> str:
+        """The first cookie of that name; empty when there is none."""
+        return next((value for key, value in self.cookies() if key == name), "")
+
+    def argument(self, name: str) -> str:
+        """The first query parameter of that name; empty when there is none."""
+        query = urlsplit(self.target).query
+        return next((value for key, value in parse_qsl(query) if key == name), "")
+
+
+class Fault(Enum):
+    """How an attempt fails without an answer. Its `sent`: whether the replica may have run the request."""
+
+    REFUSED = "refused"
+    RESET = "reset"
+    TIMEOUT = "timeout"
+
+    @property
+    def sent(self) -> bool:
+        return self is not Fault.REFUSED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of one attempt: a status, or a fault and no status."""
+
+    at: float
+    """The instant at which the attempt ended, in seconds."""
+
+    status: int = 0
+    fault: Fault | None = None
+    seconds: float = 0.0
+    """How long the replica took until the header of its answer."""
+
+    set_cookie: tuple[str, ...] = ()
+    """The Set-Cookie lines of the replica itself."""
+
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    replica: str
+    request: Request | None = None
+    """What to send when it is not what came in: a cookie was taken out."""
+
+    after: float = 0.0
+    """Seconds to wait before."""
+
+    body_lost: bool = False
+    """Only the connection is tried: the balancer has no body left to send, so that it fails even then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Queued: resume the flow when `woken` returns this very object."""
+
+    until: float
+    """Give up at this instant, in seconds: throw TimeoutError into the flow."""
+
+    at: str = ""
+    """Which replica's queue; empty: the pool's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    status: int
+    replica: str | None
+    attempts: tuple[str, ...]
+    """Every replica that was tried, in order; `-` stands for "no replica was left to try"."""
+
+    set_cookie: tuple[str, ...] = ()
+    log: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Flow = Generator["Attempt | Wait", "Outcome | None", Answer]
+
+
+class Model(Protocol):
+    """A balancer, as far as it decides."""
+
+    def serve(self, request: Request, *, now: float) -> Flow: ...
+
+    def explain(self, now: float) -> dict[str, str]:
+        """For each replica that gets no new client at the instant `now`, the rule that skips it."""
+        ...
+
+
+def attempt(asked: Attempt) -> Generator[Attempt, Outcome | None, Outcome]:
+    """Yield an attempt, return its outcome. Raises TypeError when the driver sends none."""
+    outcome = yield asked
+    if outcome is None:
+        raise TypeError(f"need the outcome of {asked}, got None")
+    return outcome

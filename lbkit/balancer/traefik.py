@@ -1,0 +1,241 @@
+"""Traefik 3: the server balancers, the passive health check, the retry middleware and the sticky cookie.
+
+Source: pkg/server/service/loadbalancer and pkg/healthcheck of 3.7. `wrr` is earliest deadline first on Go's
+container/heap: ties follow the mechanics of that heap, and the servers are shuffled when the service is
+built, so that a sequence is reproducible for a given insertion order only.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from math import log
+
+from lbkit.balancer.chance import Chance
+from lbkit.balancer.exchange import Answer, Attempt, Fault, Flow, Outcome, Request, attempt
+from lbkit.balancer.hashing import fnv1a64
+from lbkit.errors import ConfigError
+
+__all__ = ["Cookie", "Member", "PassiveCheck", "Traefik"]
+
+SAMPLES = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassiveCheck:
+    """`window` in seconds: that many failures within it take a server out for as long."""
+
+    window: float
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cookie:
+    name: str
+    attributes: str = "; Path=/"
+
+    def value(self, member: Member) -> str:
+        return sha256(member.url.encode()).hexdigest()[:16]
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """The state of one server."""
+
+    name: str
+    url: str
+    weight: float = 1.0
+    up: bool = True
+    deadline: float = 0.0
+    active: int = 0
+    failures: list[float] = field(default_factory=list)
+    down_until: float = 0.0
+    times: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
+    """Seconds until the header of the last answers."""
+
+    def score(self) -> float:
+        """leasttime: 0 without a sample, whatever is in flight. So a new server is flooded."""
+        average = sum(self.times) / len(self.times) if self.times else 0.0
+        return average * (1 + self.active) / self.weight
+
+
+class Traefik:
+    """`members` in the order of insertion; `strategy`: wrr, p2c, hrw or leasttime."""
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        *,
+        strategy: str = "wrr",
+        retries: int = 0,
+        passive: PassiveCheck | None = None,
+        cookie: Cookie | None = None,
+        chance: Chance | None = None,
+    ) -> None:
+        if not members:
+            raise ConfigError("need at least one server, got none")
+        strategies = {"wrr": self._wrr, "p2c": self._p2c, "hrw": self._hrw, "leasttime": self._leasttime}
+        if strategy not in strategies:
+            raise ConfigError(f"need a strategy of Traefik ({', '.join(strategies)}), got {strategy!r}")
+        self.members = list(members)
+        self._strategy = strategies[strategy]
+        self._retries = retries
+        self._passive = passive
+        self._cookie = cookie
+        self._chance = chance or Chance()
+        self._heap = Heap()
+        for member in members:
+            member.deadline = 1 / member.weight
+            self._heap.push(member)
+
+    def serve(self, request: Request, *, now: float) -> Flow:
+        attempts: list[str] = []
+        while True:
+            member, assigned = self._choose(request, now)
+            if member is None:
+                return Answer(status=503, replica=None, attempts=(*attempts, "-"))
+            attempts.append(member.name)
+            member.active += 1
+            outcome = yield from attempt(Attempt(member.name))
+            member.active -= 1
+            now = outcome.at
+            status = _status(outcome)
+            self._count(member, status, outcome)
+            if outcome.fault is Fault.REFUSED and len(attempts) < self._retries:
+                continue
+            return self._answer(member, status, attempts, outcome, assigned=assigned)
+
+    def set_up(self, name: str, *, up: bool) -> None:
+        next(member for member in self.members if member.name == name).up = up
+
+    def explain(self, now: float) -> dict[str, str]:
+        """For each server that gets nothing now, the rule that skips it."""
+        return {
+            member.name: "down" if not member.up else f"failed out for {member.down_until - now:g} s more"
+            for member in self.members
+            if not self._usable(member, now)
+        }
+
+    def _choose(self, request: Request, now: float) -> tuple[Member | None, bool]:
+        """The server, and whether it is newly assigned. A refusing one keeps its clients until it is down."""
+        if self._cookie is not None:
+            value = request.cookie(self._cookie.name)
+            for member in self.members:
+                if self._cookie.value(member) == value and self._usable(member, now):
+                    return member, False
+        if not any(self._usable(member, now) for member in self.members):
+            return None, False
+        return self._strategy(request, now), True
+
+    def _usable(self, member: Member, now: float) -> bool:
+        return member.up and now >= member.down_until
+
+    def _open(self, now: float) -> list[Member]:
+        return [member for member in self.members if self._usable(member, now)]
+
+    def _count(self, member: Member, status: int, outcome: Outcome) -> None:
+        if outcome.fault is None:
+            member.times.append(outcome.seconds)
+        if self._passive is None:
+            return
+        if status < 500:
+            member.failures.clear()
+            return
+        since = outcome.at - self._passive.window
+        member.failures = [at for at in member.failures if at > since] + [outcome.at]
+        if len(member.failures) >= self._passive.attempts:
+            member.down_until = outcome.at + self._passive.window
+
+    def _answer(
+        self, member: Member, status: int, attempts: list[str], outcome: Outcome, *, assigned: bool
+    ) -> Answer:
+        cookies = outcome.set_cookie
+        if self._cookie is not None and assigned:
+            text = f"{self._cookie.name}={self._cookie.value(member)}{self._cookie.attributes}"
+            cookies = (text, *cookies)
+        replica = member.name if outcome.fault is None else None
+        return Answer(status=status, replica=replica, attempts=tuple(attempts), set_cookie=cookies)
+
+    # -- strategies
+
+    def _wrr(self, request: Request, now: float) -> Member:
+        while True:
+            member = self._heap.pop()
+            member.deadline += 1 / member.weight
+            self._heap.push(member)
+            if self._usable(member, now):
+                return member
+
+    def _p2c(self, request: Request, now: float) -> Member:
+        candidates = self._open(now)
+
+        def decide(first: int, second: int) -> Member:
+            if first == second:
+                second = (second + 1) % len(candidates)
+            one, other = candidates[first], candidates[second]
+            return other if other.active < one.active else one
+
+        return self._chance.two(len(candidates), decide)
+
+    def _hrw(self, request: Request, now: float) -> Member:
+        """Rendezvous with weights: the highest weight / -ln(hash)."""
+
+        def score(member: Member) -> float:
+            share = fnv1a64((request.client + member.url).encode()) / 2**64
+            return member.weight / -log(share)
+
+        return max(self._open(now), key=score)
+
+    def _leasttime(self, request: Request, now: float) -> Member:
+        candidates = self._open(now)
+        least = min(member.score() for member in candidates)
+        member = min((each for each in candidates if each.score() == least), key=lambda each: each.deadline)
+        member.deadline += 1 / member.weight
+        return member
+
+
+def _status(outcome: Outcome) -> int:
+    if outcome.fault is None:
+        return outcome.status
+    return 504 if outcome.fault is Fault.TIMEOUT else 502
+
+
+class Heap:
+    """Go's container/heap by deadline alone, step by step: Python's heapq breaks ties otherwise."""
+
+    def __init__(self) -> None:
+        self._items: list[Member] = []
+
+    def push(self, member: Member) -> None:
+        self._items.append(member)
+        self._up(len(self._items) - 1)
+
+    def pop(self) -> Member:
+        last = len(self._items) - 1
+        self._swap(0, last)
+        self._down(last)
+        return self._items.pop()
+
+    def _up(self, at: int) -> None:
+        while at > 0 and self._less(at, parent := (at - 1) // 2):
+            self._swap(parent, at)
+            at = parent
+
+    def _down(self, size: int) -> None:
+        at = 0
+        while (child := 2 * at + 1) < size:
+            if child + 1 < size and self._less(child + 1, child):
+                child += 1
+            if not self._less(child, at):
+                return
+            self._swap(at, child)
+            at = child
+
+    def _less(self, one: int, other: int) -> bool:
+        return self._items[one].deadline < self._items[other].deadline
+
+    def _swap(self, one: int, other: int) -> None:
+        items = self._items
+        items[one], items[other] = items[other], items[one]
