@@ -16,7 +16,9 @@ except ModuleNotFoundError as error:
 
 from lbkit.cli.drain import drain, status, undrain
 from lbkit.cli.exec import exec_
+from lbkit.cli.explain import explain
 from lbkit.cli.probe import probe
+from lbkit.cli.replay import replay
 from lbkit.cli.serve import serve
 
 __all__ = ["main"]
@@ -63,6 +65,8 @@ main.add_command(exec_)
 main.add_command(drain)
 main.add_command(undrain)
 main.add_command(status)
+main.add_command(replay)
+main.add_command(explain)
 
 
 def _told(message: str) -> int:
