@@ -268,7 +268,8 @@ def rejects(reject: Reject, *, method: str, marked: bool) -> bool:
 
 def spread(index: int, count: int, *, seconds: float, chance: float) -> float:
     """When, from now, stream `index` of `count` shall end: one after another, moved by `chance` (0..1)."""
-    return seconds * (index + chance) / max(count, 1)
+    # Rounding alone can lead past the end.
+    return min(seconds, seconds * (index + chance) / max(count, 1))
 
 
 def over_budget(
