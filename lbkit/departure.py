@@ -122,6 +122,7 @@ class Departure:
         """Have `health` answer as the drain has it, and show what is going on."""
         health.source = DrainedLifecycle(self.drain, health.lifecycle)
         health.drain_view = self.view
+        health.accompany(self)  # a worker that has had nothing but probes must know that it drains
         if self.operator is not None:
             self.operator = replace(self.operator, path=health.service.health_path)
 
@@ -141,6 +142,13 @@ class Departure:
         """The app's life in this process is over; `start` begins another one."""
         self.cold = True
         self.process.stop(self)
+
+    def begin(self, _: Health, /) -> None:
+        """The app's health begins: so do we."""
+        self.start()
+
+    def end(self) -> None:
+        self.stop()
 
     def forked(self) -> None:
         self.cold = True

@@ -259,6 +259,10 @@ class Health:
         """Run each check and startup task inside a context of its own, such as Flask's `app_context`."""
         self._context = context
 
+    def accompany(self, companion: Companion) -> None:
+        """Have something begin and end with the app, as what is given as `beside` does."""
+        self._beside = (*self._beside, companion)
+
     def on_change(self, listener: Callable[[Change], object]) -> Callable[[Change], object]:
         """Call `listener` when the status of a check changes, and only then. It must not block."""
         self._listeners.append(listener)
