@@ -95,6 +95,8 @@ class StateFile:
         """
         _make_folder(path.parent, uid)
         _clear(path)
+        for other in standing(path.parent):  # those that were killed have left theirs
+            other.close()
         draft = path.with_name(f".{path.name}.{os.getpid()}")
         with _opened(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL) as fd:
             os.ftruncate(fd, SIZE)
@@ -241,6 +243,8 @@ def standing(where: Path | None = None) -> list[StateFile]:
     found: list[StateFile] = []
     where = folder() if where is None else where
     for path in sorted(where.iterdir()) if where.is_dir() else []:
+        if not path.name.isdigit():  # ours are named after their process; the rest is not ours to open
+            continue
         try:
             found.append(StateFile.open(path))
         except LeftBehind:

@@ -153,6 +153,13 @@ def test_what_is_no_state_file_is_refused_and_never_removed(path: Path, content:
     assert path.read_bytes() == content
 
 
+def test_a_new_one_sweeps_away_what_killed_processes_left_and_nothing_else(path: Path) -> None:
+    left_behind(path.with_name("4711"))
+    (path.parent / "notes").write_text("precious")
+    create(path)
+    assert sorted(each.name for each in path.parent.iterdir()) == ["notes", "state"]
+
+
 def test_files_that_were_left_behind_are_swept_away(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     left_behind(folder() / "1")
