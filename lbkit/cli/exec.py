@@ -179,7 +179,8 @@ def _reap_orphans(server: int) -> None:
 
 def _die_of(number: int) -> None:
     """End as the server did, so that whoever started us sees what they would have seen."""
-    signal.signal(number, signal.SIG_DFL)
+    if number not in (signal.SIGKILL, signal.SIGSTOP):  # these have no handler to reset
+        signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
     os.kill(os.getpid(), number)
     sys.exit(128 + number)  # process 1 of a container does not die of its own signals
