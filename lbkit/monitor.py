@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar, cast
 
 from lbkit.errors import ConfigError
@@ -167,14 +167,37 @@ class Health:
         self._metrics = self._probe(METRICS, self._sample, on_result=lambda *_: self._forget_kept())
 
     @classmethod
-    def of(cls, *, version: str | None = None, health: Health | None = None) -> Health:
-        """The health that a plugin was given, or a new one for that version. Raises ConfigError for both."""
+    def of(
+        cls,
+        *,
+        version: str | None = None,
+        health: Health | None = None,
+        replica_id: str | None = None,
+        trusted: TrustedProxies | None = None,
+    ) -> Health:
+        """The health that a plugin was given, or a new one for that version. Raises ConfigError for both.
+
+        It learns what else the plugin was given, unless it knows better: the replica's id, and whose word
+        counts for who a caller is.
+        """
         if health is None:
-            instance = os.environ.get("LBKIT_REPLICA_ID") or None
-            return cls(Service(version="unknown" if version is None else version, instance=instance))
-        if version is not None:
+            health = cls(Service(version="unknown" if version is None else version))
+        elif version is not None:
             raise ConfigError(f"need version or health, got both: version={version!r} belongs into Service")
+        health._introduce(replica_id)
+        if health.gate.trusted_proxies is None:
+            health.gate.trusted_proxies = trusted
         return health
+
+    def _introduce(self, replica_id: str | None) -> None:
+        instance = self.service.instance
+        if instance is None:
+            # The host name is told to nobody who did not ask for it.
+            instance = replica_id if replica_id is not None else os.environ.get("LBKIT_REPLICA_ID") or None
+            self.service = replace(self.service, instance=instance)
+        elif replica_id not in (None, instance):
+            got = f"replica_id={replica_id!r} and instance={instance!r}"
+            raise ConfigError(f"need one name for a replica, got {got}")
 
     # What an app declares.
 

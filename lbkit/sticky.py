@@ -55,6 +55,7 @@ COOKIE = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 RESERVED = re.compile(r"AWSALB", re.IGNORECASE)
 SHAPE = re.compile(r"(([A-Za-z0-9_-]{1,63})\.([A-Za-z0-9_-]{6,8}))\.([A-Za-z0-9_-]{27})", re.ASCII)
 PATH = re.compile(r"/[A-Za-z0-9._~!$&'()*+,=:@%/-]*", re.ASCII)
+UNFIT = re.compile(r"[^A-Za-z0-9_-]", re.ASCII)
 DOMAIN = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)*", re.ASCII | re.IGNORECASE)
 
 SameSite: TypeAlias = Literal["Lax", "Strict", "None"]
@@ -276,9 +277,17 @@ class Stick:
 
 
 def own_replica_id(given: str | None = None, *, environ: Mapping[str, str] = os.environ) -> str:
-    """This replica's id: the one given, else LBKIT_REPLICA_ID, else the host name up to its first dot."""
-    name = given or environ.get("LBKIT_REPLICA_ID") or platform.node().partition(".")[0]
-    return Replica(name).name
+    """This replica's id: the one given, else LBKIT_REPLICA_ID, else what can be used of the host name.
+
+    Raises ConfigError for an id that breaks the rule; a host name is made to fit: up to its first dot.
+    """
+    if given is None:
+        given = environ.get("LBKIT_REPLICA_ID") or _fitting(platform.node())
+    return Replica(given).name
+
+
+def _fitting(host: str) -> str:
+    return UNFIT.sub("-", host.partition(".")[0])[:63] or "localhost"
 
 
 # RFC 9110, section 15.1, and 304: a cache that asked for news puts its headers onto what it has stored.

@@ -13,7 +13,7 @@ async def database():
 
 from __future__ import annotations
 
-from lbkit import ConfigError, Departure, Health, MissingExtra
+from lbkit import ConfigError, Departure, Health, MissingExtra, Sticky, TrustedProxies
 
 try:
     from fastapi import FastAPI
@@ -34,6 +34,11 @@ class LBKit:
     `health` takes everything that can be set, in place of `version`:
     `LBKit(app, health=Health(Service(version="1.0.0", kubernetes=True)))`. `drain` is how the process leaves
     the pool, from the environment unless it is given: `LBKit(app, drain=Departure(DrainTimings(...)))`.
+
+    `sticky` keeps a client with the replica that answered it, by a signed cookie that names it:
+    `LBKit(app, sticky=Sticky(secret_keys=[...]), replica_id="web1")`. `replica_id` is what the balancer calls
+    this process; by default LBKIT_REPLICA_ID, else the host name. `trusted` are the proxies whose word counts
+    for the client's address, scheme and host: `LBKit(app, trusted=TrustedProxies(["10.0.0.0/8"]))`.
     """
 
     def __init__(
@@ -43,8 +48,19 @@ class LBKit:
         version: str | None = None,
         health: Health | None = None,
         drain: Departure | None = None,
+        sticky: Sticky | None = None,
+        replica_id: str | None = None,
+        trusted: TrustedProxies | None = None,
     ) -> None:
-        self._starlette = StarletteLBKit(version=version, health=health, drain=drain)
+        self._starlette = StarletteLBKit(
+            version=version,
+            health=health,
+            drain=drain,
+            sticky=sticky,
+            replica_id=replica_id,
+            trusted=trusted,
+        )
+        self.replica_id = self._starlette.replica_id
         self.health = self._starlette.health
         self.drain = self._starlette.drain
         self.check = self.health.check

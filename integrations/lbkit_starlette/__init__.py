@@ -13,8 +13,10 @@ async def database():
 
 from __future__ import annotations
 
-from lbkit import ConfigError, Departure, Health, MissingExtra
-from lbkit.asgi import DrainMiddleware, HealthMiddleware
+from lbkit import ConfigError, Departure, Health, MissingExtra, Sticky, TrustedProxies
+from lbkit.asgi import DrainMiddleware, ForwardedMiddleware, HealthMiddleware, StickyMiddleware
+from lbkit.sticky import own_replica_id
+from lbkit.types import ASGIApp
 
 try:
     from starlette.applications import Starlette
@@ -32,6 +34,11 @@ class LBKit:
     `health` takes everything that can be set, in place of `version`:
     `LBKit(app, health=Health(Service(version="1.0.0", kubernetes=True)))`. `drain` is how the process leaves
     the pool, from the environment unless it is given: `LBKit(app, drain=Departure(DrainTimings(...)))`.
+
+    `sticky` keeps a client with the replica that answered it, by a signed cookie that names it:
+    `LBKit(app, sticky=Sticky(secret_keys=[...]), replica_id="web1")`. `replica_id` is what the balancer calls
+    this process; by default LBKIT_REPLICA_ID, else the host name. `trusted` are the proxies whose word counts
+    for the client's address, scheme and host: `LBKit(app, trusted=TrustedProxies(["10.0.0.0/8"]))`.
     """
 
     def __init__(
@@ -41,8 +48,14 @@ class LBKit:
         version: str | None = None,
         health: Health | None = None,
         drain: Departure | None = None,
+        sticky: Sticky | None = None,
+        replica_id: str | None = None,
+        trusted: TrustedProxies | None = None,
     ) -> None:
-        self.health = Health.of(version=version, health=health)
+        self.replica_id = own_replica_id(replica_id)
+        self.sticky = sticky
+        self.trusted = trusted
+        self.health = Health.of(version=version, health=health, replica_id=replica_id, trusted=trusted)
         self.drain = Departure() if drain is None else drain
         self.drain.speak_for(self.health)
         self.check = self.health.check
@@ -63,11 +76,19 @@ class LBKit:
                 "the app has already started: call LBKit(app) or init_app(app) where the app is made"
             )
         app.state.lbkit = self
-        build, health, drain = app.build_middleware_stack, self.health, self.drain
+        build = app.build_middleware_stack
 
         # `add_middleware` cannot put anything outside of what is added later, so we take part when Starlette
         # builds the stack. OpenTelemetry's instrumentation does the same.
         def build_middleware_stack() -> HealthMiddleware:
-            return HealthMiddleware(DrainMiddleware(build(), drain), health)
+            return HealthMiddleware(self._around(build()), self.health)
 
         app.build_middleware_stack = build_middleware_stack  # type: ignore[method-assign]
+
+    def _around(self, app: ASGIApp) -> ASGIApp:
+        """Who the client is stands outside of what asks for it. Who may get in is counted further out."""
+        if self.sticky is not None:
+            app = StickyMiddleware(app, self.sticky, replica_id=self.replica_id)
+        if self.trusted is not None:
+            app = ForwardedMiddleware(app, self.trusted)
+        return DrainMiddleware(app, self.drain)

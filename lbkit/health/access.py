@@ -64,7 +64,8 @@ class Gate:
             raise ConfigError(
                 "details='authorized' needs auth: a function, a bearer token or a list of networks"
             )
-        self._ask = None if auth is None else _authoriser(auth, trusted_proxies)
+        self.trusted_proxies = trusted_proxies
+        self._ask = None if auth is None else self._authoriser(auth)
         if details == "never":
             self._ask = None
         self._unproven = Level.PUBLIC if details == "public" else Level.STATUS_ONLY
@@ -86,16 +87,15 @@ class Gate:
             proven = False
         return Level.FULL if proven else self._unproven
 
-
-def _authoriser(auth: Auth, proxies: TrustedProxies | None) -> Callable[[Caller], bool]:
-    if callable(auth):
-        return auth
-    if isinstance(auth, str):
-        return _bearer(auth)
-    networks = _networks(auth)
-    if not networks:
-        raise ConfigError("need at least one network in auth, got none")
-    return lambda caller: _within(_client(caller, proxies), networks)
+    def _authoriser(self, auth: Auth) -> Callable[[Caller], bool]:
+        if callable(auth):
+            return auth
+        if isinstance(auth, str):
+            return _bearer(auth)
+        networks = _networks(auth)
+        if not networks:
+            raise ConfigError("need at least one network in auth, got none")
+        return lambda caller: _within(_client(caller, self.trusted_proxies), networks)
 
 
 def _bearer(token: str) -> Callable[[Caller], bool]:

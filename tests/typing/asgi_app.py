@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from flask import Flask
 from starlette.applications import Starlette
 
-from lbkit import Dispatch, Health, ReplicaState, RoundRobin, Service
+from lbkit import Dispatch, Health, ReplicaState, RoundRobin, Service, Sticky, TrustedProxies
 from lbkit.asgi import Balancer, HealthMiddleware
 from lbkit_fastapi import LBKit as FastAPILBKit
 from lbkit_starlette import LBKit
@@ -16,7 +16,9 @@ from lbkit_starlette import LBKit
 starlette = Starlette()
 lbkit = LBKit(starlette, version="1.0.0")
 fastapi = FastAPI()
-FastAPILBKit(fastapi, version="1.0.0")
+sticky = Sticky(secret_keys=["new " * 8, "old " * 8], max_age=86400)
+trusted = TrustedProxies(["10.0.0.0/8", "unix"], hosts=["shop.example.com"])
+FastAPILBKit(fastapi, version="1.0.0", sticky=sticky, replica_id="web1", trusted=trusted)
 
 
 @lbkit.check("database", critical=True, timeout=1.0)
@@ -38,7 +40,10 @@ def show(dispatch: Dispatch) -> None:
 
 def create_app() -> Starlette:
     app = Starlette()
-    LBKit(version="1.0.0").init_app(app)
+    made = LBKit(version="1.0.0", sticky=sticky, trusted=trusted)
+    made.init_app(app)
+    name: str = made.replica_id
+    print(name)
     return app
 
 

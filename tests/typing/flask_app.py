@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Flask
 
-from lbkit import Change, Health, Outcome, Service
+from lbkit import Change, Health, Outcome, Service, Sticky, TrustedProxies
 from lbkit.wsgi import Balancer, HealthMiddleware
 from lbkit_flask import LBKit
 
@@ -42,6 +42,12 @@ def create_app() -> Flask:
 
 
 LBKit(Flask("other"), health=Health(Service(version="1.0.0", kubernetes=True)))
+LBKit(
+    Flask("pinned"),
+    sticky=Sticky(secret_keys=["key " * 8]),
+    replica_id="web1",
+    trusted=TrustedProxies(["10.0.0.0/8"], family="forwarded"),
+)
 HealthMiddleware(app.wsgi_app, Health())
 balancer = Balancer.from_factory(create_app, replicas=3)
 Balancer([app] * 3, replica_header=None)
