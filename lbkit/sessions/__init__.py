@@ -1,0 +1,1 @@
+"""Sessions that no replica, no race and no outage can lose."""
