@@ -14,10 +14,20 @@ from lbkit.balancer import (
     RequestKey,
     RoundRobin,
     SourceAddress,
+    Tried,
 )
 from lbkit.departure import Departure
 from lbkit.drain import DrainTimings, Reject
-from lbkit.errors import ConfigError, LbkitError, MissingExtra, StartupError, TargetError
+from lbkit.errors import (
+    ConfigError,
+    LbkitError,
+    MissingExtra,
+    ReplicaRefused,
+    ReplicaReset,
+    ReplicaTimeout,
+    StartupError,
+    TargetError,
+)
 from lbkit.forwarded import TrustedProxies
 from lbkit.health import Check, Outcome, Status
 from lbkit.monitor import Change, Health
@@ -41,7 +51,10 @@ __all__ = [
     "Pool",
     "Reject",
     "Replica",
+    "ReplicaRefused",
+    "ReplicaReset",
     "ReplicaState",
+    "ReplicaTimeout",
     "RequestKey",
     "RoundRobin",
     "Service",
@@ -50,5 +63,6 @@ __all__ = [
     "Status",
     "Sticky",
     "TargetError",
+    "Tried",
     "TrustedProxies",
 ]

@@ -5,6 +5,10 @@ LbkitError
 │   └── TargetError               `lbkit serve` was pointed at something that is no app
 ├── MissingExtra (ImportError)    a library is not installed: the message names the extra
 ├── StartupError (RuntimeError)   a replica did not start: the message names the replica
+├── ReplicaFault                  a replica did not answer: what stands for it may raise one of these
+│   ├── ReplicaRefused (ConnectionRefusedError)   it took no connection: nothing was sent
+│   ├── ReplicaReset (ConnectionResetError)       the connection broke after the request was sent
+│   └── ReplicaTimeout (TimeoutError)             no answer began in time
 ├── SessionError
 │   ├── SessionTypeError (TypeError)   a session cannot hold that: the message names the key and the type
 │   ├── SessionTooLarge (ValueError)   more than `hard_limit` bytes: the message names the biggest keys
@@ -21,6 +25,10 @@ __all__ = [
     "ConfigError",
     "LbkitError",
     "MissingExtra",
+    "ReplicaFault",
+    "ReplicaRefused",
+    "ReplicaReset",
+    "ReplicaTimeout",
     "SessionConflict",
     "SessionError",
     "SessionLocked",
@@ -62,6 +70,22 @@ class StartupError(LbkitError, RuntimeError):
         super().__init__(f"replica {replica} failed to start: {reason}")
         self.replica = replica
         self.reason = reason
+
+
+class ReplicaFault(LbkitError):
+    """A replica did not answer. Raised in its place by what carries a request to it, before the answer."""
+
+
+class ReplicaRefused(ReplicaFault, ConnectionRefusedError):
+    """The replica took no connection, so that it has seen nothing of the request."""
+
+
+class ReplicaReset(ReplicaFault, ConnectionResetError):
+    """The connection broke before an answer began. The replica may have run the request."""
+
+
+class ReplicaTimeout(ReplicaFault, TimeoutError):
+    """No answer began in time. The replica may still be running the request."""
 
 
 class SessionError(LbkitError):

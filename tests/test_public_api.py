@@ -12,12 +12,13 @@ PUBLIC = {
     "lbkit": {
         "Change", "Check", "ConfigError", "Departure", "Dispatch", "DrainTimings", "Health", "KeyedPolicy",
         "LbkitError", "MissingExtra", "Mode", "Outcome", "Policy", "Pool", "Reject", "Replica",
-        "ReplicaState", "RequestKey", "RoundRobin", "Service", "SourceAddress", "StartupError", "Status",
-        "Sticky", "TargetError", "TrustedProxies",
+        "ReplicaRefused", "ReplicaReset", "ReplicaState", "ReplicaTimeout", "RequestKey", "RoundRobin",
+        "Service", "SourceAddress", "StartupError", "Status", "Sticky", "TargetError", "Tried",
+        "TrustedProxies",
     },
     "lbkit.balancer": {
         "Dispatch", "KeyedPolicy", "Mode", "Policy", "Pool", "Replica", "ReplicaState", "RequestKey",
-        "RoundRobin", "SourceAddress",
+        "RoundRobin", "SourceAddress", "Tried",
     },
     "lbkit.asgi": {
         "Balancer", "DrainMiddleware", "ForwardedMiddleware", "HealthMiddleware", "StickyMiddleware",

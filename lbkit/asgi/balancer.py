@@ -23,11 +23,12 @@ from typing import Any
 from lbkit.asgi.bridge import WSGIBridge
 from lbkit.asgi.lifespan import Lifespan
 from lbkit.asgi.sticky import cookies, with_cookie
-from lbkit.balancer import Dispatch, KeyedPolicy, Policy, Pool, Replica, ReplicaState
+from lbkit.balancer import Dispatch, KeyedPolicy, Policy, Pool, Replica, ReplicaState, Tried
 from lbkit.balancer.affinity import choose
+from lbkit.balancer.exchange import Fault, fault_of
 from lbkit.balancer.hop import FORWARDED, WEB_SCHEMES, add_client, checked_header
-from lbkit.balancer.members import make, named
-from lbkit.errors import StartupError
+from lbkit.balancer.members import Member, make, named
+from lbkit.errors import ReplicaRefused, StartupError
 from lbkit.interface import Interface, interface_of
 from lbkit.sticky import Stick, Sticky
 from lbkit.types import ASGIApp, Clock, Message, Receive, Scope, Send, WSGIApp
@@ -85,8 +86,13 @@ class Balancer:
         self.stick = Stick(sticky, members) if sticky is not None else None
         """Who stays, and how many moved for which reason; None when clients are not sticky."""
 
+        self.replicas = {
+            state.replica.name: ASGIMember(state, members[state.replica.name], header)
+            for state in self.pool.states
+        }
+        """A handle for each replica, by its name: `replicas["web1"].stop()`."""
+
         self._asks = self.stick is not None or self.pool.keyed
-        self._members = {name: Member(name, app, header) for name, app in members.items()}
 
     @classmethod
     def from_factory(
@@ -121,8 +127,10 @@ class Balancer:
         state, cookie = self._choose(scope) if self._asks else (self.pool.pick(), None)
         if state is None:
             await unavailable(scope, send)
+            if self.on_dispatch is not None:
+                self.on_dispatch(untaken(scope))
             return
-        member = self._members[state.replica.name]
+        member = self.replicas[state.replica.name]
         exchange = Exchange(receive, send, member)
         if self.stick is not None:
             exchange.cookie = Cookie(self.stick.sticky.cookie, scope, cookie)
@@ -155,7 +163,7 @@ class Balancer:
             await send({"type": "lifespan.startup.complete"})
             await receive()
         except BaseException:
-            for member in self._members.values():
+            for member in self.replicas.values():
                 member.lifespan.cancel()
             raise
         if failures := await self._stop_all():
@@ -166,27 +174,28 @@ class Balancer:
     async def _start_all(self, scope: Scope) -> None:
         """One after another, as a rolling start does. The ones before a failed one are stopped again."""
         try:
-            for member in self._members.values():
+            for member in self.replicas.values():
                 await member.lifespan.startup(scope)
         except BaseException:
             await self._stop_all()
             raise
 
     async def _stop_all(self) -> list[str]:
-        results = [(name, await member.lifespan.shutdown()) for name, member in self._members.items()]
+        results = [(name, await member.lifespan.shutdown()) for name, member in self.replicas.items()]
         return [f"replica {name} failed to shut down: {reason}" for name, reason in results if reason]
 
 
-class Member:
+class ASGIMember(Member[ASGIApp]):
     """A replica as this carrier sees it: what to call, and how to name it to the client."""
 
-    __slots__ = ("app", "header", "lifespan", "name")
+    def __init__(self, state: ReplicaState, app: ASGIApp | WSGIApp, header: str | None) -> None:
+        super().__init__(state, as_asgi(app), refuse=refused)
+        self.lifespan = Lifespan(self.name, self.own)
+        self.header = (header.lower().encode("ascii"), self.name.encode("ascii")) if header else None
 
-    def __init__(self, name: str, app: ASGIApp | WSGIApp, header: str | None) -> None:
-        self.name = name
-        self.app = as_asgi(app)
-        self.lifespan = Lifespan(name, self.app)
-        self.header = (header.lower().encode("ascii"), name.encode("ascii")) if header is not None else None
+
+async def refused(scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG001
+    raise ReplicaRefused("the replica is stopped")
 
 
 class ScopeKey:
@@ -244,9 +253,10 @@ class Exchange:
     complete = False
     gone = False
     cookie: Cookie | None = None
+    fault: Fault | None = None
     _trailers = False
 
-    def __init__(self, receive: Receive, send: Send, member: Member) -> None:
+    def __init__(self, receive: Receive, send: Send, member: ASGIMember) -> None:
         self._receive = receive
         self._send = send
         self._member = member
@@ -286,6 +296,7 @@ class Exchange:
             self.status = 499
             return
         self.cookie = None  # nobody is bound to a replica by an answer that it did not give
+        self.fault = fault_of(error)
         what = f"{_method(scope)} {scope['path']}"
         logger.error("replica %s failed before it answered %s", self._member.name, what, exc_info=error)
         if scope["type"] == "http":
@@ -297,6 +308,8 @@ class Exchange:
 
     def summary(self, scope: Scope, seconds: float) -> Dispatch:
         client = scope.get("client")
+        own = None if self.fault is not None or self.status == 499 else self.status
+        tried = Tried(replica=self._member.name, status=own, fault=self.fault, seconds=seconds)
         return Dispatch(
             replica=self._member.name,
             client=client[0] if client else None,
@@ -305,6 +318,7 @@ class Exchange:
             status=499 if self.status is None and self.gone else self.status,
             complete=self.complete or (self.gone and self.status == 101),
             seconds=seconds,
+            attempts=(tried,),
         )
 
     async def _answer(self, kind: str, status: int) -> None:
@@ -312,6 +326,20 @@ class Exchange:
         headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(body))]
         await self.send({"type": f"{kind}.start", "status": status, "headers": headers})
         await self.send({"type": f"{kind}.body", "body": body})
+
+
+def untaken(scope: Scope) -> Dispatch:
+    """The line of a request that no replica takes."""
+    client = scope.get("client")
+    return Dispatch(
+        replica=None,
+        client=client[0] if client else None,
+        method=_method(scope),
+        path=scope["path"],
+        status=503,
+        complete=True,
+        seconds=0.0,
+    )
 
 
 async def unavailable(scope: Scope, send: Send) -> None:

@@ -3,7 +3,7 @@
 The carriers are `lbkit.asgi.Balancer` and `lbkit.wsgi.Balancer`.
 """
 
-from lbkit.balancer.dispatch import Dispatch
+from lbkit.balancer.dispatch import Dispatch, Tried
 from lbkit.balancer.key import RequestKey
 from lbkit.balancer.policy import KeyedPolicy, Policy, RoundRobin
 from lbkit.balancer.pool import Pool
@@ -21,4 +21,5 @@ __all__ = [
     "RequestKey",
     "RoundRobin",
     "SourceAddress",
+    "Tried",
 ]

@@ -12,8 +12,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lbkit.balancer.chance import Chance
-from lbkit.balancer.exchange import Answer, Attempt, Fault, Flow, Outcome, Request, attempt
+from lbkit.balancer.exchange import (
+    Answer,
+    Attempt,
+    Fault,
+    Flow,
+    Outcome,
+    Request,
+    Standing,
+    Wait,
+    attempt,
+    relay,
+)
 from lbkit.balancer.hashing import fnv1a32
+from lbkit.balancer.replica import Mode
 from lbkit.errors import ConfigError
 
 __all__ = ["Caddy", "Passive", "Retrying", "Upstream"]
@@ -44,11 +56,14 @@ class Retrying:
 class Upstream:
     """The state of one upstream. `dial` is the text that is hashed."""
 
-    __slots__ = ("active", "dial", "fails", "healthy", "name")
+    __slots__ = ("active", "dial", "fails", "healthy", "most", "name")
 
-    def __init__(self, name: str, dial: str) -> None:
+    def __init__(self, name: str, dial: str, *, most: int = 0) -> None:
         self.name = name
         self.dial = dial
+        self.most = most
+        """`unhealthy_request_count`: with so many requests inside it gets no more; 0 for no limit."""
+
         self.healthy = True
         """What active checks say."""
 
@@ -88,12 +103,15 @@ class Caddy:
                 return Answer(status=503, replica=None, attempts=(*attempts, "-"))
             attempts.append(upstream.name)
             upstream.active += 1
-            outcome = yield from attempt(Attempt(upstream.name, after=after, body_lost=lost))
-            upstream.active -= 1
-            now = outcome.at
-            self._count(upstream, outcome)
-            if outcome.fault is None:
-                return self._answer(request, upstream, attempts, outcome)
+            try:
+                outcome = yield from attempt(Attempt(upstream.name, after=after, body_lost=lost))
+                now = outcome.at
+                self._count(upstream, outcome)
+                if outcome.fault is None:
+                    answer = self._answer(request, upstream, attempts, outcome)
+                    return (yield from relay(answer, outcome))
+            finally:
+                upstream.active -= 1
             if not self.retrying.allows(request, outcome.fault, now + self.retrying.interval - began_at):
                 status = 504 if outcome.fault is Fault.TIMEOUT else 502
                 return Answer(status=status, replica=None, attempts=tuple(attempts))
@@ -101,14 +119,30 @@ class Caddy:
             # Go's transport closed the body with the failed dial: whatever connects next gets none.
             lost = request.body
 
+    def tell(self, name: str, standing: Standing) -> None:
+        """Caddy has no weights, so that it knows no share, and no drain: who leaves gets nothing."""
+        upstream = next(upstream for upstream in self.upstreams if upstream.name == name)
+        upstream.healthy = standing.up and standing.mode is Mode.READY
+
+    def woken(self) -> list[Wait]:
+        """Nobody waits: Caddy has no queue."""
+        return []
+
     def explain(self, now: float) -> dict[str, str]:
         """For each upstream that gets nothing now, the rule that skips it."""
-        rule = f"of {self.passive.max_fails} failures within {self.passive.fail_duration:g} s"
         return {
-            upstream.name: f"{len(upstream.fails)} {rule}" if upstream.healthy else "unhealthy"
+            upstream.name: self._skipped(upstream)
             for upstream in self.upstreams
             if not self._available(upstream, now)
         }
+
+    def _skipped(self, upstream: Upstream) -> str:
+        if not upstream.healthy:
+            return "unhealthy"
+        if upstream.most and upstream.active >= upstream.most:
+            return f"full: {upstream.active} of {upstream.most} requests"
+        rule = f"of {self.passive.max_fails} failures within {self.passive.fail_duration:g} s"
+        return f"{len(upstream.fails)} {rule}"
 
     def _count(self, upstream: Upstream, outcome: Outcome) -> None:
         failed = outcome.fault is not None or outcome.status in self.passive.unhealthy_status
@@ -116,7 +150,7 @@ class Caddy:
             upstream.fails.append(outcome.at + self.passive.fail_duration)
 
     def _available(self, upstream: Upstream, now: float) -> bool:
-        if not upstream.healthy:
+        if not upstream.healthy or 0 < upstream.most <= upstream.active:
             return False
         upstream.fails = [until for until in upstream.fails if until > now]
         return not self.passive.fail_duration or len(upstream.fails) < self.passive.max_fails

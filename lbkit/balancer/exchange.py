@@ -8,8 +8,11 @@ the flow yields        and is sent
 =====================  ===================================================================
 `Attempt(replica)`     the `Outcome` of giving the request to that replica
 `Wait(queue)`          None, once `model.woken()` has named this flow's ticket
+`Relay(answer)`        None, when the last byte has left; only after an outcome that is `open`
 returns `Answer`       what the client gets, and every replica that was tried
 =====================  ===================================================================
+
+A flow that is closed has lost its client: what it holds of the model is given back, and no failure counted.
 """
 
 from __future__ import annotations
@@ -20,7 +23,24 @@ from enum import Enum
 from typing import Protocol
 from urllib.parse import parse_qsl, urlsplit
 
-__all__ = ["Answer", "Attempt", "Fault", "Flow", "Model", "Outcome", "Request", "Wait", "attempt"]
+from lbkit.balancer.replica import Mode
+from lbkit.errors import ReplicaRefused, ReplicaTimeout
+
+__all__ = [
+    "Answer",
+    "Attempt",
+    "Fault",
+    "Flow",
+    "Model",
+    "Outcome",
+    "Relay",
+    "Request",
+    "Standing",
+    "Wait",
+    "attempt",
+    "fault_of",
+    "relay",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +84,16 @@ class Fault(Enum):
         return self is not Fault.REFUSED
 
 
+def fault_of(error: Exception | None) -> Fault:
+    """How an attempt failed whose replica raised this, or returned (None), before it answered.
+
+    An app's own ConnectionRefusedError is about something else, such as its database.
+    """
+    if isinstance(error, ReplicaRefused):
+        return Fault.REFUSED
+    return Fault.TIMEOUT if isinstance(error, ReplicaTimeout) else Fault.RESET
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What came of one attempt: a status, or a fault and no status."""
@@ -80,6 +110,9 @@ class Outcome:
     """The Set-Cookie lines of the replica itself."""
 
     headers: Mapping[str, str] = field(default_factory=dict)
+
+    open: bool = False
+    """Only the header is here: the replica is busy until the flow's `Relay` is resumed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +151,42 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-Flow = Generator["Attempt | Wait", "Outcome | None", Answer]
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """This answer goes to the client: its header now, the rest as it comes."""
+
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What is known about a replica beside its traffic."""
+
+    mode: Mode = Mode.READY
+    """What the operator wants."""
+
+    up: bool = True
+    """What active checks say."""
+
+    share: float = 1.0
+    """How much of its weight it gets, above 0 and up to 1: slow start, or its own health score."""
+
+
+Flow = Generator["Attempt | Wait | Relay", "Outcome | None", Answer]
 
 
 class Model(Protocol):
-    """A balancer, as far as it decides."""
+    """A balancer, as far as it decides. Not to be used by two threads at the same time."""
 
     def serve(self, request: Request, *, now: float) -> Flow: ...
+
+    def tell(self, name: str, standing: Standing) -> None:
+        """From the next pick on, this is how that replica stands."""
+        ...
+
+    def woken(self) -> list[Wait]:
+        """Whose wait is over since the last call: resume these flows."""
+        ...
 
     def explain(self, now: float) -> dict[str, str]:
         """For each replica that gets no new client at the instant `now`, the rule that skips it."""
@@ -137,3 +199,10 @@ def attempt(asked: Attempt) -> Generator[Attempt, Outcome | None, Outcome]:
     if outcome is None:
         raise TypeError(f"need the outcome of {asked}, got None")
     return outcome
+
+
+def relay(answer: Answer, outcome: Outcome) -> Generator[Relay, Outcome | None, Answer]:
+    """Return the answer, if its end is still to come when it has come."""
+    if outcome.open:
+        yield Relay(answer)
+    return answer

@@ -1,16 +1,72 @@
-"""Which apps are the replicas, and what they are called."""
+"""Which apps are the replicas, what they are called, and the handle by which each is stopped and started."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+from typing import Generic, TypeVar
 
-from lbkit.balancer.replica import Replica
+from lbkit.balancer.replica import Mode, Replica, ReplicaState
 from lbkit.errors import ConfigError, StartupError
 
-__all__ = ["make", "named"]
+__all__ = ["Member", "make", "named"]
 
 T = TypeVar("T")
+
+
+class Member(Generic[T]):
+    """A replica of a balancer: `balancer.replicas["web1"]`.
+
+    What it does to the replica holds for every request from then on; those inside are left alone.
+    """
+
+    def __init__(self, state: ReplicaState, app: T, *, refuse: T) -> None:
+        self.name = state.replica.name
+        self.state = state
+        self.own = app
+        """The replica's app itself."""
+
+        self.app = app
+        """What requests are given to: the app, what was put around it, or what refuses in its place."""
+
+        self._refuse = refuse
+        self._wrapper: Callable[[T], T] | None = None
+        self.stopped = False
+
+    def stop(self) -> None:
+        """Refuse every connection, as the port of a process that is gone. The balancer is not told."""
+        self.stopped = True
+        self._put_together()
+
+    def start(self) -> None:
+        """Take connections again."""
+        self.stopped = False
+        self._put_together()
+
+    def wrap(self, wrapper: Callable[[T], T] | None) -> None:
+        """Put something around the app, such as a fault; None takes it away again.
+
+        It may raise `ReplicaRefused`, `ReplicaReset` or `ReplicaTimeout` in place of an answer.
+        """
+        self._wrapper = wrapper
+        self._put_together()
+
+    def replace(self, app: T) -> None:
+        """Serve with another app from now on: a fresh one after a restart."""
+        self.own = app
+        self._put_together()
+
+    def _put_together(self) -> None:
+        app = self.own if self._wrapper is None else self._wrapper(self.own)
+        self.app = self._refuse if self.stopped else app
+
+    @property
+    def active(self) -> int:
+        """Requests that were sent here and have not ended."""
+        return self.state.active
+
+    @property
+    def mode(self) -> Mode:
+        return self.state.mode
 
 
 def named(apps: Mapping[str, T] | Iterable[T]) -> dict[str, T]:

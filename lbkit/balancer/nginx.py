@@ -25,14 +25,27 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from random import Random
 
-from lbkit.balancer.exchange import Answer, Attempt, Fault, Flow, Outcome, Request, attempt
+from lbkit.balancer.exchange import (
+    Answer,
+    Attempt,
+    Fault,
+    Flow,
+    Outcome,
+    Request,
+    Standing,
+    Wait,
+    attempt,
+    relay,
+)
 from lbkit.balancer.hashing import crc32, ip_hash, md5_hex
+from lbkit.balancer.replica import Mode
 from lbkit.errors import ConfigError
 
 __all__ = ["NextUpstream", "Nginx", "Peer", "Server", "Sticky", "evaluate"]
 
 NON_IDEMPOTENT = frozenset({"POST", "LOCK", "PATCH"})
 LISTED = {f"http_{status}": status for status in (500, 502, 503, 504, 403, 404, 429)}
+SCALE = 100
 VARIABLE = re.compile(r"\$(\w+)")
 
 
@@ -98,9 +111,12 @@ class Peer:
         "checked",
         "conns",
         "cw",
+        "down",
+        "drain",
         "ew",
         "fails",
         "server",
+        "share",
         "sid",
         "weight",
     )
@@ -114,6 +130,9 @@ class Peer:
         self.fails = 0
         self.accessed = 0
         self.checked = 0
+        self.down = server.down
+        self.drain = server.drain
+        self.share = 1.0
         self.average = 0
         """Of the response times, in milliseconds."""
 
@@ -122,7 +141,7 @@ class Peer:
     def skipped(self, now: int) -> str:
         """Why it gets nothing now; empty when it may."""
         server = self.server
-        if server.down:
+        if self.down:
             return "down"
         if server.max_fails and self.fails >= server.max_fails and now - self.checked <= server.fail_timeout:
             return f"failed out: {self.fails} of {server.max_fails} fails, {now - self.checked} s ago"
@@ -131,7 +150,7 @@ class Peer:
         return ""
 
     def usable(self, now: int) -> bool:
-        return not self.server.drain and not self.skipped(now)
+        return not self.drain and not self.skipped(now)
 
 
 @dataclass(slots=True)
@@ -179,6 +198,7 @@ class Nginx:
         self.rng = rng or Random()
         self.method, self._key = _method(method)
         self.single = len(self.primaries) == 1 and not self.backups
+        self._scale = 1
         self._ring: tuple[list[int], list[str]] | None = None
         self._learnt: dict[str, tuple[str, float]] = {}
 
@@ -196,14 +216,24 @@ class Nginx:
                 trip.attempts.append("-")
                 return self._answer(trip, None, 502)
             trip.attempts.append(peer.server.name)
-            outcome = yield from attempt(Attempt(peer.server.name))
+            try:
+                outcome = yield from attempt(Attempt(peer.server.name))
+            except GeneratorExit:
+                self._left(peer)
+                raise
             now = outcome.at
+            if outcome.open and (status := self.verdict(trip, outcome)):
+                answer = self._answer(trip, peer, status, outcome)
+                try:
+                    return (yield from relay(answer, outcome))
+                finally:
+                    self.release(trip, peer, outcome)
             status = self.release(trip, peer, outcome)
             if status:
                 return self._answer(trip, peer, status, outcome)
 
     def begin(self, request: Request, now: float) -> Trip:
-        tries = sum(not peer.server.down for peer in self.peers)
+        tries = sum(not peer.down for peer in self.peers)
         if self.passing.tries:
             tries = min(tries, self.passing.tries)
         return Trip(request, now, tries, self.primaries, hint=self._hint(request, now))
@@ -218,23 +248,53 @@ class Nginx:
 
     def release(self, trip: Trip, peer: Peer, outcome: Outcome) -> int:
         """Count the outcome. The status for the client, or 0: pick again."""
+        status = self.verdict(trip, outcome)
+        cause, _ = _cause(outcome)
+        if outcome.fault is None and status:
+            self._free(trip, peer, outcome, failed=False)
+            self._learn(trip, peer, outcome)
+        else:
+            self._free(trip, peer, outcome, failed=cause not in ("http_403", "http_404"))
+        return status
+
+    def verdict(self, trip: Trip, outcome: Outcome) -> int:
+        """The status for the client, or 0: pick again. A status is passed on from the last server."""
         cause, status = _cause(outcome)
         elapsed = outcome.at - trip.began_at
         sent = outcome.fault is None or outcome.fault.sent
         allowed = cause and self.passing.allows(cause, trip.request, sent=sent, elapsed=elapsed)
-        if outcome.fault is None and not (allowed and trip.tries > 1):
-            self._free(trip, peer, outcome, failed=False)
-            self._learn(trip, peer, outcome)
-            return status
-        self._free(trip, peer, outcome, failed=cause not in ("http_403", "http_404"))
-        return 0 if allowed and trip.tries else status
+        return 0 if allowed and trip.tries > 1 and not self.single else status
 
     def explain(self, now: float) -> dict[str, str]:
         """For each peer that gets nothing now, the rule that skips it."""
         second = int(now)
         reasons = {peer.server.name: peer.skipped(second) for peer in self.peers}
-        reasons.update({p.server.name: "drain: only bound clients" for p in self.peers if p.server.drain})
+        reasons.update({p.server.name: "drain: only bound clients" for p in self.peers if p.drain})
         return {name: reason for name, reason in reasons.items() if reason}
+
+    def tell(self, name: str, standing: Standing) -> None:
+        """Checks and slow start are those of NGINX Plus; weights then count in hundredths."""
+        peer = next(peer for peer in self.peers if peer.server.name == name)
+        peer.down = not standing.up or standing.mode is Mode.MAINT
+        peer.drain = standing.mode is Mode.DRAIN
+        self._reweigh(peer, standing.share)
+
+    def woken(self) -> list[Wait]:
+        """Nobody waits: nginx has no queue."""
+        return []
+
+    def _reweigh(self, peer: Peer, share: float) -> None:
+        if share == peer.share:
+            return
+        peer.share = share
+        if self._scale == 1:
+            self._scale = SCALE
+            for each in self.peers:
+                each.cw *= SCALE
+                each.ew *= SCALE
+                each.weight *= SCALE
+        peer.weight = max(1, round(peer.server.weight * self._scale * share))
+        peer.ew = min(peer.ew, peer.weight) if share < 1 else peer.weight
 
     # -- counting in and out
 
@@ -242,7 +302,7 @@ class Nginx:
         """The only server of a group is never failed out."""
         (peer,) = self.primaries
         full = peer.server.max_conns and peer.conns >= peer.server.max_conns
-        if peer.server.down or full:
+        if peer.down or full:
             return None
         peer.conns += 1
         return peer
@@ -253,6 +313,12 @@ class Nginx:
             peer.checked = now  # from here on, everybody else skips it until this probe has ended
         peer.conns += 1
         return peer
+
+    def _left(self, peer: Peer) -> None:
+        """The client did not wait for the answer (499): no failure, and no success."""
+        peer.conns -= 1
+        if peer.accessed < peer.checked:
+            peer.fails = 0
 
     def _free(self, trip: Trip, peer: Peer, outcome: Outcome, *, failed: bool) -> None:
         now = int(outcome.at)
@@ -498,7 +564,7 @@ def _points(peer: Peer) -> list[int]:
         host, port = address, ""
     base = crc32(host.encode() + b"\0" + port.encode())
     points, previous = [], b"\0\0\0\0"
-    for _ in range(peer.weight * 160):
+    for _ in range(peer.server.weight * 160):
         points.append(crc32(previous, base))
         previous = points[-1].to_bytes(4, "little")
     return points

@@ -16,6 +16,17 @@ traefik@3    exact for an    wrr, p2c, hrw, leasttime
              order
 plain        exact           round_robin
 ===========  ==============  ===========================================================================
+
+`sticky` is the name of a cookie, whose value and attributes are that balancer's own. `retry` is what it calls
+by these names:
+
+=======  ==============================================================================================
+nginx    the words of `proxy_next_upstream`; "error timeout" unless given
+haproxy  the words of `retry-on`, and `redispatch` for the option of that name; "conn-failure" unless given
+envoy    the words of `retry_on`, for one retry; none unless given
+caddy    `lb_try_duration` in seconds; 0 unless given
+traefik  the `attempts` of its retry middleware; 0 unless given
+=======  ==============================================================================================
 """
 
 from __future__ import annotations
@@ -26,10 +37,11 @@ from dataclasses import dataclass
 from itertools import count
 from random import Random
 
-from lbkit.balancer.caddy import Caddy, Upstream
+from lbkit.balancer.caddy import Caddy, Retrying, Upstream
 from lbkit.balancer.chance import Chance
 from lbkit.balancer.envoy import Envoy, HeaderHash, Host
-from lbkit.balancer.envoy.cluster import Source
+from lbkit.balancer.envoy.cluster import Retries as EnvoyRetries
+from lbkit.balancer.envoy.cluster import Session, Source
 from lbkit.balancer.envoy.policy import (
     Chooser,
     LeastRequest,
@@ -39,15 +51,29 @@ from lbkit.balancer.envoy.policy import (
     RoundRobin,
     TwoDraws,
 )
-from lbkit.balancer.exchange import Answer, Attempt, Fault, Flow, Model, Request, attempt
-from lbkit.balancer.haproxy import Haproxy
+from lbkit.balancer.exchange import (
+    Answer,
+    Attempt,
+    Fault,
+    Flow,
+    Model,
+    Request,
+    Standing,
+    Wait,
+    attempt,
+    relay,
+)
+from lbkit.balancer.haproxy import Cookie as HaproxyCookie
+from lbkit.balancer.haproxy import Haproxy, Retries
 from lbkit.balancer.haproxy import Server as HaproxyServer
-from lbkit.balancer.nginx import Nginx
+from lbkit.balancer.nginx import NextUpstream, Nginx, Sticky
 from lbkit.balancer.nginx import Server as NginxServer
+from lbkit.balancer.replica import Mode
+from lbkit.balancer.traefik import Cookie as TraefikCookie
 from lbkit.balancer.traefik import Member, Traefik
 from lbkit.errors import ConfigError
 
-__all__ = ["PROFILES", "Place", "Profile", "profile_named"]
+__all__ = ["PROFILES", "Options", "Place", "Profile", "profile_named"]
 
 LINEAR_LIMIT = 10_000
 """Above it, a pick that looks at every replica takes longer than most requests."""
@@ -64,8 +90,12 @@ class Place:
     weight: int = 1
     backup: bool = False
     down: bool = False
+    max_conns: int = 0
+    """Requests inside at the same time; 0 for no limit."""
 
     def __post_init__(self) -> None:
+        if self.max_conns < 0:
+            raise ConfigError(f"need max_conns >= 0, got max_conns={self.max_conns} for {self.name}")
         if not 1 <= self.weight <= HEAVIEST:
             got = f"weight={self.weight} for {self.name}"
             raise ConfigError(
@@ -77,7 +107,15 @@ class Place:
         return self.address or self.name
 
 
-Build = Callable[[Sequence[Place], str, Random], Model]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a balancer's configuration says beside its servers; empty is that balancer's default."""
+
+    sticky: str = ""
+    retry: str = ""
+
+
+Build = Callable[[Sequence[Place], str, Random, Options], Model]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +133,11 @@ class Profile:
 
     weighted: bool = True
     backups: bool = False
+    limits: bool = True
+    """Whether a replica's `max_conns` is something that this balancer knows."""
+
+    optional: bool = True
+    """Whether it knows `sticky` and `retry`."""
 
     def model(
         self,
@@ -103,10 +146,13 @@ class Profile:
         policy: str = "",
         rng: Random | None = None,
         allow_linear: bool = False,
+        options: Options | None = None,
     ) -> Model:
         """A balancer of this kind. Raises ConfigError for what the real one does not have."""
         self._refuse_nonsense(places, policy, allow_linear=allow_linear)
-        return self.build(places, policy, rng or Random())
+        if not self.optional and options not in (None, Options()):
+            raise ConfigError(f"the profile {self.name} has no sticky and no retry of its own")
+        return self.build(places, policy, rng or Random(), options or Options())
 
     def _refuse_nonsense(self, places: Sequence[Place], policy: str, *, allow_linear: bool) -> None:
         if not places:
@@ -121,6 +167,8 @@ class Profile:
             raise ConfigError(f"{self.name} has no weights: need weight=1 for every replica")
         if not self.backups and any(place.backup for place in places):
             raise ConfigError(f"{self.name} has no backups: need backup=False for every replica")
+        if not self.limits and any(place.max_conns for place in places):
+            raise ConfigError(f"{self.name} has no limit for a replica: need max_conns=0 for every replica")
         word = (policy or self.policies[0]).partition(" ")[0]
         if len(places) > LINEAR_LIMIT and word not in self.quick and not allow_linear:
             raise ConfigError(
@@ -135,21 +183,48 @@ def profile_named(name: str) -> Profile:
     return PROFILES[name]
 
 
-def _nginx(places: Sequence[Place], policy: str, rng: Random) -> Model:
+def _nginx(places: Sequence[Place], policy: str, rng: Random, options: Options) -> Model:
     servers = [
-        NginxServer(name=p.name, address=p.hashed, weight=p.weight, backup=p.backup, down=p.down)
-        for p in places
+        NginxServer(
+            name=place.name,
+            address=place.hashed,
+            weight=place.weight,
+            backup=place.backup,
+            down=place.down,
+            max_conns=place.max_conns,
+        )
+        for place in places
     ]
-    return Nginx(servers, method="" if policy == "round_robin" else policy, rng=rng)
+    return Nginx(
+        servers,
+        method="" if policy == "round_robin" else policy,
+        passing=NextUpstream(on=_words(options.retry, NEXT_UPSTREAM)) if options.retry else None,
+        sticky=Sticky(mode="cookie", name=options.sticky) if options.sticky else None,
+        rng=rng,
+    )
 
 
-def _nginx_1_22(places: Sequence[Place], policy: str, rng: Random) -> Model:
-    if policy.startswith("least_time"):
-        raise ConfigError("need nginx 1.31 or later for least_time: nginx@1.22 does not have it")
-    return _nginx(places, policy, rng)
+def _nginx_1_22(places: Sequence[Place], policy: str, rng: Random, options: Options) -> Model:
+    if policy.startswith("least_time") or options.sticky:
+        word = "sticky" if options.sticky else "least_time"
+        raise ConfigError(f"need nginx 1.31 or later for {word}: nginx@1.22 does not have it")
+    return _nginx(places, policy, rng, options)
 
 
-def _haproxy(places: Sequence[Place], policy: str, rng: Random) -> Model:
+def _words(text: str, known: Sequence[str]) -> frozenset[str]:
+    words = text.replace(",", " ").split()
+    if unknown := [word for word in words if word not in known and not word.isdigit()]:
+        raise ConfigError(f"need words of {', '.join(known)} for retry, got {unknown[0]!r}")
+    return frozenset(words)
+
+
+def _haproxy_retries(text: str) -> Retries:
+    words = _words(text, RETRY_ON) if text else frozenset({"conn-failure"})
+    redispatch = -1 if "redispatch" in words else 0
+    return Retries(redispatch=redispatch, on=words - {"redispatch"} or frozenset({"conn-failure"}))
+
+
+def _haproxy(places: Sequence[Place], policy: str, rng: Random, options: Options) -> Model:
     balance, _, hash_type = policy.partition(";")
     servers = [
         HaproxyServer(
@@ -159,6 +234,8 @@ def _haproxy(places: Sequence[Place], policy: str, rng: Random) -> Model:
             weight=place.weight,
             backup=place.backup,
             disabled=place.down,
+            maxconn=place.max_conns,
+            cookie=place.name,
         )
         for number, place in enumerate(places, start=1)
     ]
@@ -166,11 +243,15 @@ def _haproxy(places: Sequence[Place], policy: str, rng: Random) -> Model:
         servers,
         balance=balance.strip() or "roundrobin",
         hash_type=hash_type.strip().removeprefix("hash-type").strip() or "map-based",
+        retries=_haproxy_retries(options.retry),
+        cookie=HaproxyCookie(name=options.sticky, mode="insert", indirect=True, nocache=True)
+        if options.sticky
+        else None,
         rng=rng,
     )
 
 
-def _envoy(places: Sequence[Place], policy: str, rng: Random) -> Model:
+def _envoy(places: Sequence[Place], policy: str, rng: Random, options: Options) -> Model:
     word, _, header = (policy or "ROUND_ROBIN").partition(" ")
     if word in ("RING_HASH", "MAGLEV") and not header:
         raise ConfigError(f"need the header that {word} hashes, such as '{word} x-user', got none")
@@ -181,7 +262,14 @@ def _envoy(places: Sequence[Place], policy: str, rng: Random) -> Model:
     chance = Chance(rng)
     chooser = _envoy_chooser(word, rng, chance)
     hashing = [HeaderHash(header.lower())] if header else []
-    return Envoy(hosts, chooser=chooser, hashing=hashing, chance=chance)
+    return Envoy(
+        hosts,
+        chooser=chooser,
+        hashing=hashing,
+        chance=chance,
+        retries=EnvoyRetries(on=_words(options.retry, ENVOY_RETRY_ON)),
+        session=Session(name=options.sticky, ttl=3600) if options.sticky else None,
+    )
 
 
 def _envoy_chooser(word: str, rng: Random, chance: Chance) -> Callable[[list[Host], Source], Chooser]:
@@ -204,24 +292,42 @@ def _envoy_chooser(word: str, rng: Random, chance: Chance) -> Callable[[list[Hos
     return choosers[word]
 
 
-def _caddy(places: Sequence[Place], policy: str, rng: Random) -> Model:
-    upstreams = [Upstream(place.name, place.hashed) for place in places]
+def _caddy(places: Sequence[Place], policy: str, rng: Random, options: Options) -> Model:
+    if options.sticky and policy:
+        raise ConfigError(f"Caddy is sticky by its policy cookie: need no other one, got {policy!r}")
+    policy = f"cookie {options.sticky}" if options.sticky else policy
+    retrying = Retrying(duration=_number(options.retry, "seconds of lb_try_duration"))
+    upstreams = [Upstream(place.name, place.hashed, most=place.max_conns) for place in places]
     for upstream, place in zip(upstreams, places, strict=True):
         upstream.healthy = not place.down
-    return Caddy(upstreams, policy=policy or "random", chance=Chance(rng))
+    return Caddy(upstreams, policy=policy or "random", retrying=retrying, chance=Chance(rng))
 
 
-def _traefik(places: Sequence[Place], policy: str, rng: Random) -> Model:
+def _number(text: str, what: str) -> float:
+    try:
+        return float(text or 0)
+    except ValueError as error:
+        raise ConfigError(f"need {what} as a number for retry, got {text!r}") from error
+
+
+def _traefik(places: Sequence[Place], policy: str, rng: Random, options: Options) -> Model:
     members = [Member(place.name, place.hashed, place.weight, up=not place.down) for place in places]
-    return Traefik(members, strategy=policy or "wrr", chance=Chance(rng))
+    return Traefik(
+        members,
+        strategy=policy or "wrr",
+        retries=int(_number(options.retry, "attempts of the retry middleware")),
+        cookie=TraefikCookie(name=options.sticky) if options.sticky else None,
+        chance=Chance(rng),
+    )
 
 
 class Plain:
     """Each replica that is not down in turn; nothing is retried."""
 
     def __init__(self, places: Sequence[Place]) -> None:
-        self._down = {place.name: "down" for place in places if place.down}
-        self._names = [place.name for place in places if not place.down]
+        self._all = [place.name for place in places]
+        self._skipped = {place.name: "down" for place in places if place.down}
+        self._names = [name for name in self._all if name not in self._skipped]
         self._turns = count()
 
     def serve(self, request: Request, *, now: float) -> Flow:
@@ -232,18 +338,45 @@ class Plain:
         if outcome.fault is not None:
             status = 504 if outcome.fault is Fault.TIMEOUT else 502
             return Answer(status=status, replica=None, attempts=(name,))
-        return Answer(status=outcome.status, replica=name, attempts=(name,), set_cookie=outcome.set_cookie)
+        answer = Answer(status=outcome.status, replica=name, attempts=(name,), set_cookie=outcome.set_cookie)
+        return (yield from relay(answer, outcome))
+
+    def tell(self, name: str, standing: Standing) -> None:
+        reason = "" if standing.mode is Mode.READY else standing.mode.value
+        self._skipped.pop(name, None)
+        if reason or not standing.up:
+            self._skipped[name] = reason or "down"
+        self._names = [each for each in self._all if each not in self._skipped]
+
+    def woken(self) -> list[Wait]:
+        return []
 
     def explain(self, now: float) -> dict[str, str]:
-        return dict(self._down)
+        return dict(self._skipped)
 
 
-def _plain(places: Sequence[Place], policy: str, _: Random) -> Model:
+def _plain(places: Sequence[Place], policy: str, _: Random, __: Options) -> Model:
     if policy not in ("", "round_robin"):
         raise ConfigError(f"need the policy round_robin for the profile plain, got {policy!r}")
     return Plain(places)
 
 
+NEXT_UPSTREAM = (
+    "error",
+    "timeout",
+    "invalid_header",
+    "http_500",
+    "http_502",
+    "http_503",
+    "http_504",
+    "http_403",
+    "http_404",
+    "http_429",
+    "non_idempotent",
+    "off",
+)
+RETRY_ON = ("conn-failure", "empty-response", "response-timeout", "redispatch", "none")
+ENVOY_RETRY_ON = ("5xx", "gateway-error", "connect-failure", "reset")
 NGINX = (
     "round_robin",
     "ip_hash",
@@ -283,11 +416,31 @@ PROFILES = {
         Profile("nginx", "exact, for one worker process", NGINX, _nginx, backups=True),
         Profile("nginx@1.22", "exact, for one worker process", NGINX[:-1], _nginx_1_22, backups=True),
         Profile("haproxy@2.6", "exact, for one thread group", HAPROXY, _haproxy, backups=True),
-        Profile("envoy", "exact, up to the random start of each process", ENVOY, _envoy, backups=True),
+        Profile(
+            "envoy",
+            "exact, up to the random start of each process",
+            ENVOY,
+            _envoy,
+            backups=True,
+            limits=False,
+        ),
         Profile("caddy@2.6", "exact; random where Caddy is", CADDY, _caddy, weighted=False),
         Profile(
-            "traefik@3", "exact, for the order of insertion", ("wrr", "p2c", "hrw", "leasttime"), _traefik
+            "traefik@3",
+            "exact, for the order of insertion",
+            ("wrr", "p2c", "hrw", "leasttime"),
+            _traefik,
+            limits=False,
         ),
-        Profile("plain", "exact", ("round_robin",), _plain, ("round_robin",), weighted=False),
+        Profile(
+            "plain",
+            "exact",
+            ("round_robin",),
+            _plain,
+            ("round_robin",),
+            weighted=False,
+            limits=False,
+            optional=False,
+        ),
     )
 }

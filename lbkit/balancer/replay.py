@@ -23,7 +23,7 @@ from random import Random
 from typing import Any, TypeVar
 
 from lbkit.balancer.chance import Chance
-from lbkit.balancer.exchange import Answer, Attempt, Fault, Flow, Model, Outcome, Request, Wait
+from lbkit.balancer.exchange import Answer, Attempt, Fault, Flow, Model, Outcome, Relay, Request, Wait
 from lbkit.balancer.haproxy.cookie import stamp
 from lbkit.errors import ConfigError
 
@@ -255,7 +255,7 @@ class Play:
             self.now = max(self.now, held.wait.until)
         self._advance(held, lambda: held.flow.throw(TimeoutError()))
 
-    def _advance(self, held: Held, move: Callable[[], Attempt | Wait]) -> None:
+    def _advance(self, held: Held, move: Callable[[], Attempt | Wait | Relay]) -> None:
         held.attempt = held.wait = None
         try:
             asked = move()
@@ -264,7 +264,7 @@ class Play:
             return
         if isinstance(asked, Wait):
             held.wait = asked
-        else:
+        elif isinstance(asked, Attempt):
             held.attempt = asked
             held.request = asked.request or held.request
 

@@ -14,8 +14,20 @@ from hashlib import sha256
 from math import log
 
 from lbkit.balancer.chance import Chance
-from lbkit.balancer.exchange import Answer, Attempt, Fault, Flow, Outcome, Request, attempt
+from lbkit.balancer.exchange import (
+    Answer,
+    Attempt,
+    Fault,
+    Flow,
+    Outcome,
+    Request,
+    Standing,
+    Wait,
+    attempt,
+    relay,
+)
 from lbkit.balancer.hashing import fnv1a64
+from lbkit.balancer.replica import Mode
 from lbkit.errors import ConfigError
 
 __all__ = ["Cookie", "Member", "PassiveCheck", "Traefik"]
@@ -48,12 +60,19 @@ class Member:
     url: str
     weight: float = 1.0
     up: bool = True
+    fenced: bool = False
     deadline: float = 0.0
     active: int = 0
     failures: list[float] = field(default_factory=list)
     down_until: float = 0.0
     times: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
     """Seconds until the header of the last answers."""
+
+    whole: float = 0.0
+    """The configured weight, of which `weight` is what it gets now."""
+
+    def __post_init__(self) -> None:
+        self.whole = self.weight
 
     def score(self) -> float:
         """leasttime: 0 without a sample, whatever is in flight. So a new server is flooded."""
@@ -98,39 +117,65 @@ class Traefik:
                 return Answer(status=503, replica=None, attempts=(*attempts, "-"))
             attempts.append(member.name)
             member.active += 1
-            outcome = yield from attempt(Attempt(member.name))
-            member.active -= 1
-            now = outcome.at
-            status = _status(outcome)
-            self._count(member, status, outcome)
-            if outcome.fault is Fault.REFUSED and len(attempts) < self._retries:
-                continue
-            return self._answer(member, status, attempts, outcome, assigned=assigned)
+            try:
+                outcome = yield from attempt(Attempt(member.name))
+                now = outcome.at
+                status = _status(outcome)
+                self._count(member, status, outcome)
+                if outcome.fault is Fault.REFUSED and len(attempts) < self._retries:
+                    continue
+                answer = self._answer(member, status, attempts, outcome, assigned=assigned)
+                return (yield from relay(answer, outcome))
+            finally:
+                member.active -= 1
 
     def set_up(self, name: str, *, up: bool) -> None:
-        next(member for member in self.members if member.name == name).up = up
+        self._member(name).up = up
+
+    def tell(self, name: str, standing: Standing) -> None:
+        """Who drains is "fenced": it still serves the clients that are bound to it."""
+        member = self._member(name)
+        member.up = standing.up and standing.mode is not Mode.MAINT
+        member.fenced = standing.mode is Mode.DRAIN
+        member.weight = member.whole * standing.share
+
+    def woken(self) -> list[Wait]:
+        """Nobody waits: Traefik has no queue."""
+        return []
+
+    def _member(self, name: str) -> Member:
+        return next(member for member in self.members if member.name == name)
 
     def explain(self, now: float) -> dict[str, str]:
         """For each server that gets nothing now, the rule that skips it."""
         return {
-            member.name: "down" if not member.up else f"failed out for {member.down_until - now:g} s more"
+            member.name: self._skipped(member, now)
             for member in self.members
             if not self._usable(member, now)
         }
+
+    def _skipped(self, member: Member, now: float) -> str:
+        if not member.up:
+            return "down"
+        failed_out = f"failed out for {member.down_until - now:g} s more"
+        return failed_out if now < member.down_until else "fenced: only bound clients"
 
     def _choose(self, request: Request, now: float) -> tuple[Member | None, bool]:
         """The server, and whether it is newly assigned. A refusing one keeps its clients until it is down."""
         if self._cookie is not None:
             value = request.cookie(self._cookie.name)
             for member in self.members:
-                if self._cookie.value(member) == value and self._usable(member, now):
+                if self._cookie.value(member) == value and self._serving(member, now):
                     return member, False
         if not any(self._usable(member, now) for member in self.members):
             return None, False
         return self._strategy(request, now), True
 
-    def _usable(self, member: Member, now: float) -> bool:
+    def _serving(self, member: Member, now: float) -> bool:
         return member.up and now >= member.down_until
+
+    def _usable(self, member: Member, now: float) -> bool:
+        return not member.fenced and self._serving(member, now)
 
     def _open(self, now: float) -> list[Member]:
         return [member for member in self.members if self._usable(member, now)]

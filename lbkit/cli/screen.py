@@ -44,7 +44,7 @@ def access_line(dispatch: Dispatch, clock: str) -> str:
     request = f"{dispatch.method} {_printable(dispatch.path)}"
     status = "-" if dispatch.status is None else str(dispatch.status)
     cut = "" if dispatch.complete else "  cut"
-    return f"{clock}  {dispatch.replica}  {request}  {status}  {dispatch.seconds * 1000:.1f} ms{cut}"
+    return f"{clock}  {dispatch.replica or '-'}  {request}  {status}  {dispatch.seconds * 1000:.1f} ms{cut}"
 
 
 def _table(source: Source, interface: Interface, replicas: Sequence[str]) -> Table:

@@ -16,11 +16,12 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from lbkit.balancer import Dispatch, KeyedPolicy, Policy, Pool, Replica, ReplicaState
+from lbkit.balancer import Dispatch, KeyedPolicy, Policy, Pool, Replica, ReplicaState, Tried
 from lbkit.balancer.affinity import choose
+from lbkit.balancer.exchange import Fault, fault_of
 from lbkit.balancer.hop import FORWARDED, add_client, checked_header
-from lbkit.balancer.members import make, named
-from lbkit.errors import ConfigError
+from lbkit.balancer.members import Member, make, named
+from lbkit.errors import ConfigError, ReplicaRefused
 from lbkit.interface import Interface, interface_of
 from lbkit.sticky import Stick, Sticky
 from lbkit.types import Clock, Environ, ExcInfo, StartResponse, WSGIApp
@@ -60,14 +61,20 @@ class Balancer:
         clock: Clock = time.monotonic,
         wall: Clock = time.time,
     ) -> None:
-        self._apps = {name: only_wsgi(app) for name, app in named(apps).items()}
+        members = {name: only_wsgi(app) for name, app in named(apps).items()}
         header = checked_header(replica_header)
-        self.named = {name: [(header, name)] if header is not None else [] for name in self._apps}
-        self.pool = Pool(map(Replica, self._apps), policy=policy)
+        self.named = {name: [(header, name)] if header is not None else [] for name in members}
+        self.pool = Pool(map(Replica, members), policy=policy)
+        self.replicas: dict[str, Member[WSGIApp]] = {
+            state.replica.name: Member(state, members[state.replica.name], refuse=refused)
+            for state in self.pool.states
+        }
+        """A handle for each replica, by its name: `replicas["web1"].stop()`."""
+
         self.on_dispatch = on_dispatch
         self.clock = clock
         self.wall = wall
-        self.stick = Stick(sticky, self._apps) if sticky is not None else None
+        self.stick = Stick(sticky, members) if sticky is not None else None
         """Who stays, and how many moved for which reason; None when clients are not sticky."""
 
         self._asks = self.stick is not None or self.pool.keyed
@@ -100,11 +107,13 @@ class Balancer:
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         state, cookie = self._choose(environ) if self._asks else (self.pool.pick(), None)
         if state is None:
+            if self.on_dispatch is not None:
+                self.on_dispatch(untaken(environ))
             return unavailable(environ, start_response)
         exchange = Exchange(self, state, environ, start_response)
         exchange.set_cookie = cookie
         try:
-            exchange.body = self._apps[exchange.state.replica.name](_inner_environ(environ), exchange.start)
+            exchange.body = self.replicas[state.replica.name].app(_inner_environ(environ), exchange.start)
         except Exception as error:
             exchange.error = error  # answered, like one that the body raises, when the server reads
         except BaseException:
@@ -148,6 +157,7 @@ class Exchange:
     status: str | None = None
     complete = False
     error: Exception | None = None
+    fault: Fault | None = None
     set_cookie: str | None = None
     body: Iterable[bytes] = ()
     _started: tuple[str, list[tuple[str, str]]] | None = None
@@ -243,6 +253,7 @@ class Exchange:
             self._end()
 
     def _bad_gateway(self, error: Exception) -> bytes:
+        self.fault = fault_of(error)
         what = f"{self._environ['REQUEST_METHOD']} {_path(self._environ)}"
         logger.error("replica %s failed before it answered %s", self.state.replica.name, what, exc_info=error)
         self.set_cookie = None  # nobody is bound to a replica by an answer that it did not give
@@ -264,15 +275,33 @@ class Exchange:
             self._balancer.on_dispatch(self._summary())
 
     def _summary(self) -> Dispatch:
+        seconds = self._balancer.clock() - self._began_at
+        status = int(self.status[:3]) if self.status else None
+        own = None if self.fault is not None else status
+        tried = Tried(replica=self.state.replica.name, status=own, fault=self.fault, seconds=seconds)
         return Dispatch(
             replica=self.state.replica.name,
             client=self._environ.get("REMOTE_ADDR"),
             method=self._environ["REQUEST_METHOD"],
             path=_path(self._environ),
-            status=int(self.status[:3]) if self.status else None,
+            status=status,
             complete=self.complete,
-            seconds=self._balancer.clock() - self._began_at,
+            seconds=seconds,
+            attempts=(tried,),
         )
+
+
+def untaken(environ: Environ) -> Dispatch:
+    """The line of a request that no replica takes."""
+    return Dispatch(
+        replica=None,
+        client=environ.get("REMOTE_ADDR"),
+        method=environ["REQUEST_METHOD"],
+        path=_path(environ),
+        status=503,
+        complete=True,
+        seconds=0.0,
+    )
 
 
 def _inner_environ(environ: Environ) -> Environ:
@@ -297,6 +326,10 @@ def unavailable(environ: Environ, start_response: StartResponse) -> Iterable[byt
     headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(UNAVAILABLE)))]
     start_response("503 Service Unavailable", [*headers, ("Retry-After", "1")])
     return [b"" if environ["REQUEST_METHOD"] == "HEAD" else UNAVAILABLE]
+
+
+def refused(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:  # noqa: ARG001
+    raise ReplicaRefused("the replica is stopped")
 
 
 def only_wsgi(app: WSGIApp) -> WSGIApp:

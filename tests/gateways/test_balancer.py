@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from lbkit import asgi, wsgi
-from lbkit.balancer import Dispatch, ReplicaState
+from lbkit.balancer import Dispatch, Mode, ReplicaState, Tried
+from lbkit.balancer.exchange import Fault
 from lbkit.errors import ConfigError, StartupError
 from lbkit.types import Environ, Receive, Scope, Send, StartResponse
 from tests.health_gateways import FakeClock, running_loop
@@ -352,9 +353,19 @@ def test_on_dispatch_gets_one_row_for_each_request(gateway: Gateway) -> None:
     gateway.ask(balancer, "/created", method="POST", content=b"x")
     common: dict[str, Any] = {"client": PEER, "complete": True, "seconds": 0.25}
     assert rows == [
-        Dispatch(replica="web1", method="GET", path="/chunks", status=200, **common),
-        Dispatch(replica="web2", method="DELETE", path="/empty", status=204, **common),
-        Dispatch(replica="web3", method="POST", path="/created", status=201, **common),
+        Dispatch(
+            replica=replica,
+            method=method,
+            path=path,
+            status=status,
+            attempts=(Tried(replica=replica, status=status, seconds=0.25),),
+            **common,
+        )
+        for replica, method, path, status in [
+            ("web1", "GET", "/chunks", 200),
+            ("web2", "DELETE", "/empty", 204),
+            ("web3", "POST", "/created", 201),
+        ]
     ]
 
 
@@ -687,3 +698,39 @@ class Streaming:
 
     def close(self) -> None:
         self.closed += 1
+
+
+def test_a_stopped_replica_refuses_until_it_is_started_and_every_attempt_is_told(gateway: Gateway) -> None:
+    rows: list[Dispatch] = []
+    balancer = gateway.balancer(on_dispatch=rows.append)
+    balancer.replicas["web2"].stop()
+    assert [gateway.ask(balancer).status_code for _ in range(3)] == [200, 502, 200]
+    balancer.replicas["web2"].start()
+    assert [gateway.ask(balancer).status_code for _ in range(3)] == [200, 200, 200]
+    assert [len(replica.seen) for replica in gateway.replicas] == [2, 1, 2]
+    assert [each.outcome for row in rows for each in row.attempts] == ["200", "refused", *["200"] * 4]
+    assert rows[1].attempts[0].fault is Fault.REFUSED
+
+
+def test_what_is_put_around_a_replica_stays_until_it_is_taken_away(gateway: Gateway) -> None:
+    balancer = gateway.balancer()
+    other = gateway.make_app()
+    handle = balancer.replicas["web1"]
+    handle.wrap(lambda _: balancer.replicas["web2"].own)
+    gateway.ask(balancer)
+    assert [len(replica.seen) for replica in gateway.replicas] == [0, 1, 0]
+    handle.wrap(None)
+    handle.replace(balancer.replicas["web3"].own)
+    for _ in range(3):
+        gateway.ask(balancer)
+    assert [len(replica.seen) for replica in gateway.replicas] == [0, 2, 2]
+    assert (other.seen, handle.active, handle.mode) == ([], 0, Mode.READY)
+
+
+def test_a_request_that_no_replica_takes_is_told_too(gateway: Gateway) -> None:
+    rows: list[Dispatch] = []
+    balancer = gateway.balancer(on_dispatch=rows.append)
+    for name in balancer.replicas:
+        balancer.pool.set_mode(name, Mode.MAINT)
+    assert gateway.ask(balancer).status_code == 503
+    assert [(row.replica, row.status, row.attempts) for row in rows] == [(None, 503, ())]

@@ -14,8 +14,20 @@ from lbkit.balancer.chance import Chance
 from lbkit.balancer.envoy.host import Host
 from lbkit.balancer.envoy.outlier import Outlier
 from lbkit.balancer.envoy.policy import Chooser
-from lbkit.balancer.exchange import Answer, Attempt, Fault, Flow, Outcome, Request, attempt
+from lbkit.balancer.exchange import (
+    Answer,
+    Attempt,
+    Fault,
+    Flow,
+    Outcome,
+    Request,
+    Standing,
+    Wait,
+    attempt,
+    relay,
+)
 from lbkit.balancer.hashing import xxh64
+from lbkit.balancer.replica import Mode
 from lbkit.errors import ConfigError
 
 __all__ = ["CookieHash", "Envoy", "HeaderHash", "Retries", "Session", "Source"]
@@ -24,6 +36,9 @@ Source = tuple[int, bool]
 """The priority, and whether it is all of its hosts (a panic) or the healthy ones."""
 
 M64 = 0xFFFFFFFFFFFFFFFF
+SCALE = 100
+"""Hundredths: what a whole number can say of a share of the weight 1."""
+
 OVERPROVISIONING = 140
 
 
@@ -141,18 +156,39 @@ class Envoy:
                 return Answer(status=503, replica=None, attempts=(*attempts, "-"))
             attempts.append(host.name)
             host.active += 1
-            outcome = yield from attempt(Attempt(host.name))
-            host.active -= 1
-            now = outcome.at
-            if self._outlier is not None:
-                self._outlier.observe(host, outcome)
-            if not self._retries.allows(outcome, len(attempts) - 1):
-                return self._answer(request, host, attempts, outcome, cookie)
+            try:
+                outcome = yield from attempt(Attempt(host.name))
+                now = outcome.at
+                if self._outlier is not None:
+                    self._outlier.observe(host, outcome)
+                if not self._retries.allows(outcome, len(attempts) - 1):
+                    answer = self._answer(request, host, attempts, outcome, cookie)
+                    return (yield from relay(answer, outcome))
+            finally:
+                host.active -= 1
+
+    def tell(self, name: str, standing: Standing) -> None:
+        """A host that drains keeps its stateful sessions; one in maintenance or unhealthy loses them."""
+        host = next(host for host in self.hosts if host.name == name)
+        host.healthy = standing.up and standing.mode is not Mode.MAINT
+        host.draining = standing.mode is Mode.DRAIN
+        self._reweigh(host, standing.share)
+
+    def woken(self) -> list[Wait]:
+        """Nobody waits: what Envoy queues is connections, which cost nothing here."""
+        return []
+
+    def _reweigh(self, host: Host, share: float) -> None:
+        if share == host.share:
+            return
+        host.share = share
+        for each in self.hosts:  # all on a finer scale, so that the shares are kept
+            each.weight = max(1, round(each.whole * SCALE * each.share))
+        self._choosers.clear()
 
     def explain(self, now: float) -> dict[str, str]:
         """For each host that gets nothing now unless there is a panic, the rule that skips it."""
-        reasons = {host.name: "unhealthy" if not host.healthy else "ejected" for host in self.hosts}
-        return {host.name: reasons[host.name] for host in self.hosts if not host.usable}
+        return {host.name: host.skipped for host in self.hosts if host.skipped}
 
     # -- which host
 
@@ -205,7 +241,7 @@ class Envoy:
 
     def _bound(self, request: Request) -> Host | None:
         address = self._session.address(request) if self._session else ""
-        return next((host for host in self.hosts if host.address == address and host.usable), None)
+        return next((host for host in self.hosts if host.address == address and host.serving), None)
 
     def _answer(
         self, request: Request, host: Host, attempts: list[str], outcome: Outcome, cookie: str

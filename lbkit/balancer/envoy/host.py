@@ -21,8 +21,29 @@ class Host:
     ejected: bool = False
     """What outlier detection says, and the balancer has heard."""
 
+    draining: bool = False
     active: int = 0
+    share: float = 1.0
+    """How much of its weight it gets."""
+
+    whole: int = 0
+    """The configured weight, of which `weight` is what it gets now."""
+
+    def __post_init__(self) -> None:
+        self.whole = self.weight
+
+    @property
+    def serving(self) -> bool:
+        """Those who are bound to it are served."""
+        return self.healthy and not self.ejected
 
     @property
     def usable(self) -> bool:
-        return self.healthy and not self.ejected
+        return self.serving and not self.draining
+
+    @property
+    def skipped(self) -> str:
+        """Why it gets no new client; empty when it may."""
+        if not self.healthy:
+            return "unhealthy"
+        return "ejected" if self.ejected else "draining" * self.draining

@@ -12,14 +12,27 @@ import re
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from math import ceil
 from random import Random
 from typing import Protocol
 
-from lbkit.balancer.exchange import Answer, Attempt, Fault, Flow, Outcome, Request, Wait, attempt
+from lbkit.balancer.exchange import (
+    Answer,
+    Attempt,
+    Fault,
+    Flow,
+    Outcome,
+    Relay,
+    Request,
+    Standing,
+    Wait,
+    attempt,
+    relay,
+)
 from lbkit.balancer.haproxy.cookie import Cookie, Persistence
 from lbkit.balancer.haproxy.hashed import FUNCTIONS, Map, RandomDraws, Ring
 from lbkit.balancer.haproxy.leastconn import First, LeastConn
-from lbkit.balancer.haproxy.node import Admin, Node, Server
+from lbkit.balancer.haproxy.node import SCALE, Admin, Node, Server
 from lbkit.balancer.haproxy.roundrobin import RoundRobin
 from lbkit.balancer.hashing import full_hash
 from lbkit.errors import ConfigError
@@ -160,6 +173,14 @@ class Haproxy:
         node.weight = weight
         self._changed(node)
 
+    def tell(self, name: str, standing: Standing) -> None:
+        node = self.node(name)
+        node.admin, node.up = Admin(standing.mode.value), standing.up
+        node.sixteenths = ceil(SCALE * standing.share)
+        self._changed(node)
+        if node.usable:
+            self._serve_queue(node)
+
     def _changed(self, node: Node) -> None:
         self._group(node).changed(node)
 
@@ -190,7 +211,10 @@ class Haproxy:
                 self._retry(stream, node)
             elif outcome.fault is None:
                 self._remember(stream, node)
-                return self._answer(stream, node, outcome.status, outcome)
+                answer = self._answer(stream, node, outcome.status, outcome)
+                if outcome.open:
+                    yield from self._relay(answer, outcome, node)
+                return answer
             else:
                 return self._failed(stream, outcome.fault)
 
@@ -228,10 +252,16 @@ class Haproxy:
             self._group(node).taken(node)
         try:
             yield pending.wait
-        except TimeoutError:
-            self._leave_queue(pending)
+        except (TimeoutError, GeneratorExit):
+            self._give_up(pending)
             raise
         return pending.given
+
+    def _give_up(self, pending: Pending) -> None:
+        if pending.given is None:
+            self._leave_queue(pending)
+        else:
+            self._freed(pending.given)
 
     def _leave_queue(self, pending: Pending) -> None:
         self._queue.remove(pending)
@@ -267,11 +297,26 @@ class Haproxy:
 
     def _attempt(self, stream: Stream, node: Node) -> Generator[Attempt, Outcome | None, Outcome]:
         stream.attempts.append(node.name)
-        outcome = yield from attempt(Attempt(node.name, stream.request))
+        try:
+            outcome = yield from attempt(Attempt(node.name, stream.request))
+        except GeneratorExit:
+            self._freed(node)
+            raise
+        if not outcome.open or self.retries.allows(outcome, stream.retries):
+            self._freed(node)
+        return outcome
+
+    def _relay(self, answer: Answer, outcome: Outcome, node: Node) -> Generator[Relay, Outcome | None, None]:
+        """The slot is taken until the last byte has left."""
+        try:
+            yield from relay(answer, outcome)
+        finally:
+            self._freed(node)
+
+    def _freed(self, node: Node) -> None:
         node.served -= 1
         self._group(node).taken(node)
         self._serve_queue(node)
-        return outcome
 
     def _retry(self, stream: Stream, node: Node) -> None:
         stream.retries += 1
