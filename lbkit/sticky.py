@@ -29,18 +29,18 @@ from collections.abc import Collection, Iterable, Mapping
 from enum import Enum
 from functools import lru_cache
 from threading import Lock
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from itsdangerous import TimestampSigner
 
 from lbkit.balancer.replica import Replica
+from lbkit.cookie import SameSite, attributes, checked_path, signing_keys, values
 from lbkit.errors import ConfigError
 
 __all__ = ["Keep", "Move", "Reason", "Route", "SameSite", "Stick", "Sticky", "own_replica_id"]
 
 SALT = b"lbkit.sticky"
 
-SHORTEST_KEY = 16
 LONGEST = 200
 
 # Somebody who sets cookies on our domain could otherwise make us check a hundred signatures a request.
@@ -51,14 +51,8 @@ CACHED = 4096
 # Replicas sign by clocks of their own.
 LEEWAY = 60
 
-COOKIE = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
-RESERVED = re.compile(r"AWSALB", re.IGNORECASE)
 SHAPE = re.compile(r"(([A-Za-z0-9_-]{1,63})\.([A-Za-z0-9_-]{6,8}))\.([A-Za-z0-9_-]{27})", re.ASCII)
-PATH = re.compile(r"/[A-Za-z0-9._~!$&'()*+,=:@%/-]*", re.ASCII)
 UNFIT = re.compile(r"[^A-Za-z0-9_-]", re.ASCII)
-DOMAIN = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)*", re.ASCII | re.IGNORECASE)
-
-SameSite: TypeAlias = Literal["Lax", "Strict", "None"]
 
 
 class Reason(Enum):
@@ -121,17 +115,18 @@ class Sticky:
         opaque: bool = False,
         quiet: Iterable[str] = ("/health",),
     ) -> None:
-        self._keys = tuple(Key(key) for key in _checked(secret_keys))
+        self._keys = tuple(Key(key) for key in signing_keys(secret_keys))
         self.cookie = cookie
         self.max_age = max_age
         self.opaque = opaque
-        self.quiet = tuple(_path(each, "quiet") for each in _listed(quiet))
-        self._refuse_nonsense(secure, same_site, path, domain)
-        self._attributes = _attributes(max_age, secure, same_site, path, domain)
+        self.quiet = tuple(checked_path(each, "quiet") for each in _listed(quiet))
+        self._attributes = attributes(
+            cookie, max_age=max_age, secure=secure, same_site=same_site, path=path, domain=domain
+        )
         # A client that stays comes with the same text each time: its signature is checked once.
         self._verified = lru_cache(CACHED)(self._verify)
         self._assigned = f"{cookie}="
-        self._values = re.compile(rf"(?:^|;)[ \t]*{re.escape(self._assigned)}([^;]*)").findall
+        self._values = values(cookie)
 
     def __repr__(self) -> str:
         """Without the keys: a repr ends up in logs."""
@@ -196,28 +191,6 @@ class Sticky:
     def speaks_on(self, path: str) -> bool:
         """May an answer to this path set the cookie?"""
         return not any(path == quiet or path.startswith(f"{quiet}/") for quiet in self.quiet)
-
-    def _refuse_nonsense(self, secure: bool, same_site: str, path: str, domain: str | None) -> None:
-        if not (isinstance(self.cookie, str) and COOKIE.fullmatch(self.cookie)):
-            rule = "1 to 64 letters, digits, '_' or '-'"
-            raise ConfigError(f"need a cookie name of {rule}, got {self.cookie!r}")
-        if RESERVED.match(self.cookie):
-            raise ConfigError(f"need a cookie name that AWS does not reserve, got {self.cookie!r}")
-        if self.max_age is not None and not (type(self.max_age) is int and self.max_age >= 1):
-            raise ConfigError(f"need max_age as whole seconds >= 1 or None, got max_age={self.max_age!r}")
-        if same_site not in ("Lax", "Strict", "None"):
-            raise ConfigError(f"need same_site 'Lax', 'Strict' or 'None', got {same_site!r}")
-        if same_site == "None" and not secure:
-            raise ConfigError(
-                "need secure=True with same_site='None': browsers refuse such a cookie otherwise"
-            )
-        if domain is not None and not (isinstance(domain, str) and DOMAIN.fullmatch(domain)):
-            raise ConfigError(f"need domain as a host name without a port, got {domain!r}")
-        _path(path, "path")
-        if self.cookie.startswith(("__Host-", "__Secure-")) and not secure:
-            raise ConfigError(f"need secure=True for the cookie {self.cookie}")
-        if self.cookie.startswith("__Host-") and (path != "/" or domain is not None):
-            raise ConfigError(f"need path='/' and no domain for the cookie {self.cookie}")
 
 
 class Key:
@@ -323,39 +296,7 @@ def _integer(text: str) -> int:
     return int.from_bytes(base64.urlsafe_b64decode(f"{text}=="), "big")
 
 
-def _checked(keys: Iterable[str | bytes]) -> list[str | bytes]:
-    """The keys, if they are some. No message repeats a key."""
-    if isinstance(keys, (str, bytes)) or not isinstance(keys, Iterable):
-        raise ConfigError(f"need secret_keys as a list, the newest first, got one {type(keys).__name__}")
-    given = list(keys)
-    if not given:
-        raise ConfigError("need at least one secret key, got none")
-    for number, key in enumerate(given):
-        if not isinstance(key, (str, bytes)):
-            raise ConfigError(f"need secret keys as text or bytes, got {type(key).__name__} at {number}")
-        if (length := len(key.encode() if isinstance(key, str) else key)) < SHORTEST_KEY:
-            raise ConfigError(f"need secret keys of {SHORTEST_KEY} bytes or more, got {length} at {number}")
-    return given
-
-
 def _listed(paths: Iterable[str]) -> list[str]:
     if isinstance(paths, (str, bytes)) or not isinstance(paths, Iterable):
         raise ConfigError(f"need quiet as a list of paths, got {paths!r}")
     return list(paths)
-
-
-def _path(text: str, name: str) -> str:
-    if not (isinstance(text, str) and PATH.fullmatch(text)):
-        raise ConfigError(f"need {name} as a path that begins with '/', got {text!r}")
-    return text
-
-
-def _attributes(max_age: int | None, secure: bool, same_site: str, path: str, domain: str | None) -> str:
-    parts = [f"; Path={path}"]
-    if domain is not None:
-        parts.append(f"; Domain={domain}")
-    if max_age is not None:
-        parts.append(f"; Max-Age={max_age}")
-    if secure:
-        parts.append("; Secure")
-    return "".join([*parts, "; HttpOnly", f"; SameSite={same_site}"])
