@@ -36,6 +36,11 @@ class Comparison:
     def added(self, way: str, *, to: str | None = None) -> float:
         return median(each[way] - each[to or self.ways[0]] for each in self.rounds)
 
+    def least_added(self, way: str, *, to: str | None = None) -> float:
+        """What it adds when nothing else runs on the machine: between the quietest rounds of the two."""
+        quiet = {each: min(costs[each] for costs in self.rounds) for each in self.ways}
+        return quiet[way] - quiet[to or self.ways[0]]
+
     def table(self) -> str:
         width = max(map(len, self.ways))
         first = self.ways[0]

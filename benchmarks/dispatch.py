@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import platform
-from collections.abc import Callable, Iterable
+from itertools import repeat
 
 import a2wsgi
 import flask
@@ -23,54 +23,17 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from benchmarks._measure import Batch, Comparison, compare
+from benchmarks._passage import BODY, asgi_app, environs, scopes, wsgi_app
+from benchmarks._passage import asgi_calls as calls_of_asgi
+from benchmarks._passage import wsgi_calls as calls_of_wsgi
 from lbkit import asgi, wsgi
 from lbkit.asgi.bridge import WSGIBridge
 from lbkit.balancer import Dispatch
-from lbkit.types import ASGIApp, Environ, Message, Receive, Scope, Send, StartResponse, WSGIApp
+from lbkit.types import ASGIApp, WSGIApp
 
 ASGI_GOAL = 6.0
 WSGI_GOAL = 3.0
 """Microseconds that the balancer may add to a direct call."""
-
-BODY = b"hello"
-
-# What a browser sends, more or less.
-HEADERS = {
-    "host": "shop.example",
-    "user-agent": "Mozilla/5.0",
-    "accept": "*/*",
-    "accept-encoding": "gzip, br",
-    "connection": "keep-alive",
-}
-SCOPE: Scope = {
-    "type": "http",
-    "asgi": {"version": "3.0", "spec_version": "2.4"},
-    "http_version": "1.1",
-    "method": "GET",
-    "scheme": "http",
-    "path": "/",
-    "raw_path": b"/",
-    "query_string": b"",
-    "root_path": "",
-    "headers": [(name.encode(), value.encode()) for name, value in HEADERS.items()],
-    "client": ("192.0.2.7", 4711),
-    "server": ("127.0.0.1", 8000),
-}
-ENVIRON: Environ = {
-    **werkzeug.test.EnvironBuilder(headers=list(HEADERS.items())).get_environ(),
-    "REMOTE_ADDR": "192.0.2.7",
-}
-
-
-async def asgi_app(_: Scope, __: Receive, send: Send) -> None:
-    headers = [(b"content-type", b"text/plain"), (b"content-length", b"5")]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": BODY})
-
-
-def wsgi_app(_: Environ, start_response: StartResponse) -> Iterable[bytes]:
-    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "5")])
-    return [BODY]
 
 
 async def starlette_page(_: Request) -> PlainTextResponse:
@@ -86,20 +49,12 @@ def flask_page() -> bytes:
     return BODY
 
 
-async def receive() -> Message:
-    return {"type": "http.request", "body": b"", "more_body": False}
-
-
-async def send(_: Message) -> None:
-    pass
-
-
 def asgi_calls(loop: asyncio.AbstractEventLoop, app: ASGIApp) -> Batch:
-    async def calls(count: int) -> None:
-        for _ in range(count):
-            await app(SCOPE.copy(), receive, send)  # type: ignore[attr-defined]  # as a server, a new one each
+    return calls_of_asgi(loop, app, scopes(repeat({})))
 
-    return lambda count: loop.run_until_complete(calls(count))
+
+def wsgi_calls(app: WSGIApp) -> Batch:
+    return calls_of_wsgi(app, environs(repeat({})))
 
 
 def asgi_client_calls(loop: asyncio.AbstractEventLoop, app: ASGIApp) -> Batch:
@@ -110,22 +65,6 @@ def asgi_client_calls(loop: asyncio.AbstractEventLoop, app: ASGIApp) -> Batch:
             await client.get("/")
 
     return lambda count: loop.run_until_complete(calls(count))
-
-
-def start_response(_: str, __: list[tuple[str, str]], ___: object = None, /) -> Callable[[bytes], object]:
-    return bytes
-
-
-def wsgi_calls(app: WSGIApp) -> Batch:
-    def calls(count: int) -> None:
-        for _ in range(count):
-            body = app(ENVIRON.copy(), start_response)
-            for _ in body:
-                pass
-            if close := getattr(body, "close", None):
-                close()
-
-    return calls
 
 
 def wsgi_client_calls(client: werkzeug.test.Client) -> Batch:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lbkit.errors import ConfigError
-from lbkit.forwarded import EVERY, Family, TrustedProxies, spellings
+from lbkit.forwarded import EVERY, Family, TrustedProxies, _dotted, spellings
 from tests.forwarded_attacks import CASES, PEERS, Case
 
 OURS = TrustedProxies(["10.0.0.0/8", "fd00::/8", "unix"], hosts=["shop.example.com", ".shop.example.com"])
@@ -150,9 +150,14 @@ def test_rfc_7239_is_read_from_the_right_and_a_quote_swallows_nothing(
 @pytest.mark.parametrize("family", ["x-forwarded", "forwarded"])
 def test_only_one_family_is_read_and_kept(family: Family) -> None:
     proxies = TrustedProxies([PROXY], family=family)
-    other = {"forwarded": "for=6.6.6.6", "x-forwarded-for": "6.6.6.6"}
-    del other[proxies.reads[0]]
-    assert proxies.origin(PROXY, other).address == PROXY
+    other = {
+        "forwarded": "for=6.6.6.6;proto=https",
+        "x-forwarded-for": "6.6.6.6",
+        "x-forwarded-proto": "https",
+    }
+    for name in proxies.reads:
+        other.pop(name, None)
+    assert proxies.origin(PROXY, other) == (True, PROXY, None, None, None)
     assert proxies.keeps[True] >= set(proxies.reads)
     assert not proxies.keeps[True] & other.keys()
     assert not proxies.keeps[False]
@@ -242,11 +247,33 @@ def test_a_family_and_a_host_that_make_no_sense_are_refused() -> None:
         TrustedProxies([PROXY], hosts="shop.example.com")
 
 
-def test_ten_thousand_addresses_leave_no_more_than_the_cache_holds() -> None:
+def test_ten_thousand_addresses_leave_no_more_than_the_memory_holds() -> None:
     proxies = TrustedProxies([PROXY])
     for number in range(10_000):
-        proxies.origin(PROXY, {"x-forwarded-for": f"203.{number >> 8}.{number & 255}.1"})
-    assert proxies._hop.cache_info().currsize == 4096
+        address = f"2001:db8::{number:x}"
+        assert proxies.origin(PROXY, {"x-forwarded-for": address}).address == str(ip_address(address))
+        proxies.origin(address, {"x-forwarded-for": "6.6.6.6"})
+    assert proxies._node.cache_info().currsize == proxies._peer.cache_info().currsize == 4096
+
+
+def test_what_is_long_is_answered_and_not_remembered() -> None:
+    proxies = TrustedProxies([PROXY])
+    assert proxies.origin(PROXY, {"x-forwarded-for": f"{'6.6.6.6, ' * 1000}{CLIENT}"}).address == CLIENT
+    assert proxies.origin(PROXY, {"x-forwarded-for": f"{CLIENT}, {'x' * 81}"}).address == PROXY
+    assert proxies.origin("9" * 81, {"x-forwarded-for": CLIENT}).address is None
+    assert proxies._node.cache_info().currsize == 0
+    assert proxies._peer.cache_info().currsize == 1
+
+
+@given(
+    st.one_of(st.ip_addresses(v=4).map(str), st.from_regex(r"[0-9]{1,3}(\.[0-9]{1,4}){2,4}", fullmatch=True))
+)
+def test_an_ipv4_address_is_one_exactly_when_ipaddress_says_so(text: str) -> None:
+    try:
+        expected: int | None = int(ip_address(text))
+    except ValueError:
+        expected = None
+    assert _dotted(text) == expected
 
 
 def test_it_tells_what_it_trusts() -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
-from operator import itemgetter
+from typing import NamedTuple
 
 from lbkit.forwarded import EVERY, TrustedProxies, spellings
 from lbkit.types import ASGIApp, Receive, Scope, Send
@@ -15,7 +14,6 @@ __all__ = ["ForwardedMiddleware", "Original"]
 logger = logging.getLogger("lbkit.forwarded")
 
 KEY = "lbkit.forwarded"
-NAME = itemgetter(0)
 
 
 def _encoded(names: Iterable[str]) -> frozenset[bytes]:
@@ -28,8 +26,7 @@ EVERY_SPELLING = _encoded(spelling for name in EVERY for spelling in spellings(n
 WEBSOCKET = {"http": "ws", "https": "wss"}
 
 
-@dataclass(frozen=True, slots=True)
-class Original:
+class Original(NamedTuple):
     """What the server itself saw: `scope["lbkit.forwarded"]`."""
 
     client: tuple[str, int] | None
@@ -62,28 +59,30 @@ class ForwardedMiddleware:
 
     def _resolved(self, scope: Scope) -> Scope:
         client, scheme, headers = scope.get("client"), scope.get("scheme", "http"), scope["headers"]
-        if client and client[1] == 0 and not self._warned:
+        peer, peer_port = client or (None, 0)
+        if client and peer_port == 0 and not self._warned:
             self._warn(client)
-        bare = EVERY_SPELLING.isdisjoint(map(NAME, headers))
-        origin = self.proxies.origin(client[0] if client else None, {} if bare else self._fields(headers))
+        fields = self._fields(headers)
+        trusted, address, port, told, host = self.proxies.origin(peer, fields)
         inner = {**scope, KEY: Original(client, scheme, headers)}
-        if origin.address is not None:
-            port = origin.port if origin.port is not None else client[1] if client else 0
-            inner["client"] = (origin.address, port)
-        if origin.scheme is not None:
-            inner["scheme"] = WEBSOCKET[origin.scheme] if scope["type"] == "websocket" else origin.scheme
-        if not bare:
-            removed = self._removed[origin.trusted]
-            inner["headers"] = [header for header in headers if header[0] not in removed]
-        if origin.host is not None:
-            others = [header for header in inner["headers"] if header[0] != b"host"]
-            inner["headers"] = [(b"host", origin.host.encode("latin-1")), *others]
+        if address is not None:
+            inner["client"] = (address, peer_port if port is None else port)
+        if told is not None:
+            inner["scheme"] = WEBSOCKET[told] if scope["type"] == "websocket" else told
+        if fields:
+            removed = self._removed[trusted]
+            inner["headers"] = headers = [header for header in headers if header[0] not in removed]
+        if host is not None:
+            others = [header for header in headers if header[0] != b"host"]
+            inner["headers"] = [(b"host", host.encode("latin-1")), *others]
         return inner
 
     def _fields(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+        """The forwarding headers; those that we do not read are there, and say nothing."""
         fields: dict[str, str] = {}
         for name, value in headers:
-            if key := self._read.get(name):
+            if name in EVERY_SPELLING:
+                key = self._read.get(name, "")
                 text = value.decode("latin-1")
                 fields[key] = f"{fields[key]},{text}" if key in fields else text
         return fields

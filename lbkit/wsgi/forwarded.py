@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from lbkit.forwarded import EVERY, Origin, TrustedProxies
 from lbkit.types import Environ, StartResponse, WSGIApp
@@ -16,15 +16,20 @@ logger = logging.getLogger("lbkit.forwarded")
 KEY = "lbkit.forwarded"
 
 
+def _key(name: str) -> str:
+    return f"HTTP_{name.upper().replace('-', '_')}"
+
+
 def _keys(names: Iterable[str]) -> frozenset[str]:
-    return frozenset(f"HTTP_{name.upper().replace('-', '_')}" for name in names)
+    return frozenset(map(_key, names))
 
 
 EVERY_KEY = _keys(EVERY)
+NO_PORT = ("0", 0)
+KEPT_TOO = ("HTTP_HOST", *EVERY_KEY)
 
 
-@dataclass(frozen=True, slots=True)
-class Original:
+class Original(NamedTuple):
     """What the server itself saw: `environ["lbkit.forwarded"]`."""
 
     client: tuple[str, int] | None
@@ -46,7 +51,6 @@ class ForwardedMiddleware:
     def __init__(self, app: WSGIApp, proxies: TrustedProxies) -> None:
         self.app = app
         self.proxies = proxies
-        self._read = [(f"HTTP_{name.upper().replace('-', '_')}", name) for name in proxies.reads]
         self._removed = {trusted: EVERY_KEY - _keys(names) for trusted, names in proxies.keeps.items()}
         self._warned = False
 
@@ -59,13 +63,18 @@ class ForwardedMiddleware:
     def _resolve(self, environ: Environ) -> None:
         if not self._warned and _rewritten(environ):
             self._warn(environ)
-        fields = {name: environ[key] for key, name in self._read if key in environ}
-        origin = self.proxies.origin(environ.get("REMOTE_ADDR"), fields)
-        present = environ.keys() & EVERY_KEY
-        environ[KEY] = _original(environ, present)
-        for key in present & self._removed[origin.trusted]:
+        origin = self._asked(environ.get)
+        original = environ[KEY] = _original(environ)
+        for key in self._removed[origin.trusted].intersection(original.headers):
             del environ[key]
         _apply(origin, environ)
+
+    def _asked(self, get: Callable[[str], str | None]) -> Origin:
+        peer, judge = get("REMOTE_ADDR"), self.proxies.judge
+        if self.proxies.family == "forwarded":
+            return judge(peer, get("HTTP_FORWARDED"))
+        chain = get("HTTP_X_FORWARDED_FOR")
+        return judge(peer, chain, get("HTTP_X_FORWARDED_PROTO"), get("HTTP_X_FORWARDED_HOST"))
 
     def _warn(self, environ: Environ) -> None:
         self._warned = True
@@ -78,23 +87,24 @@ class ForwardedMiddleware:
 
 def _rewritten(environ: Environ) -> bool:
     """ProxyFix leaves a note; uvicorn and hypercorn give the client port 0."""
-    return "werkzeug.proxy_fix.orig" in environ or str(environ.get("REMOTE_PORT")) == "0"
+    return environ.get("REMOTE_PORT") in NO_PORT or "werkzeug.proxy_fix.orig" in environ
 
 
-def _original(environ: Environ, present: Iterable[str]) -> Original:
+def _original(environ: Environ) -> Original:
     address = environ.get("REMOTE_ADDR")
     port = str(environ.get("REMOTE_PORT", ""))
     client = (address, int(port) if port.isdecimal() else 0) if address else None
-    headers = {key: environ[key] for key in ("HTTP_HOST", *present) if key in environ}
+    headers = {key: environ[key] for key in KEPT_TOO if key in environ}
     return Original(client, environ["wsgi.url_scheme"], headers)
 
 
 def _apply(origin: Origin, environ: Environ) -> None:
-    if origin.address is not None:
-        environ["REMOTE_ADDR"] = origin.address
-    if origin.port is not None:
-        environ["REMOTE_PORT"] = str(origin.port)
-    if origin.scheme is not None:
-        environ["wsgi.url_scheme"] = origin.scheme
-    if origin.host is not None:
-        environ["HTTP_HOST"] = origin.host
+    _, address, port, scheme, host = origin
+    if address is not None:
+        environ["REMOTE_ADDR"] = address
+    if port is not None:
+        environ["REMOTE_PORT"] = str(port)
+    if scheme is not None:
+        environ["wsgi.url_scheme"] = scheme
+    if host is not None:
+        environ["HTTP_HOST"] = host
