@@ -215,9 +215,10 @@ class Dialogue:
         """The pattern of all sessions' keys, for SCAN."""
         return re.sub(r"([\[\]*?\\])", r"\\\1", self._session) + "*"
 
-    def key_of(self, name: bytes) -> str:
-        """The session's key, of the name that it has in Redis."""
-        return name.decode().removeprefix(self._session)
+    def key_of(self, name: bytes | str) -> str:
+        """The session's key, of the name that it has in Redis. A client of the app's may have decoded it."""
+        text = name if isinstance(name, str) else name.decode()
+        return text.removeprefix(self._session)
 
 
 def _arguments(delta: Delta) -> list[str | bytes | int]:
