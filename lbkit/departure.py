@@ -22,6 +22,8 @@ __all__ = ["Departure", "DrainEvent", "StreamsEnd"]
 
 logger = logging.getLogger("lbkit.drain")
 
+EJECT = (("X-Envoy-Immediate-Health-Check-Fail", "true"),)
+
 StreamsEnd = Callable[[float], object]
 """Called from our thread, again and again while it is time: end the streams within so many seconds."""
 
@@ -89,6 +91,9 @@ class Departure:
         self.cold = True
         """Whether `start` is still to be called in this process; a forked worker is cold again."""
 
+        self.parting: tuple[tuple[str, str], ...] = ()
+        """Headers of every answer while draining, besides what closes the connection."""
+
         self._streams: list[StreamsEnd] = []
         self._cuts: list[Callable[[], object]] = []
         self._told = Phase.STARTING
@@ -122,6 +127,7 @@ class Departure:
         """Have `health` answer as the drain has it, and show what is going on."""
         health.source = DrainedLifecycle(self.drain, health.lifecycle)
         health.drain_view = self.view
+        self.parting = EJECT if health.envoy else ()
         health.accompany(self)  # a worker that has had nothing but probes must know that it drains
         if self.operator is not None:
             self.operator = replace(self.operator, path=health.service.health_path)
