@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
-from lbkit.drain import Drain, DrainTimings, Phase, Reject, Step
+from lbkit.drain import Drain, DrainTimings, Phase, Reject, Step, wants_filter
 from lbkit.errors import ConfigError
 from lbkit.health.lifecycle import LifecycleSource, State
 from lbkit.monitor import Health
@@ -70,7 +70,8 @@ class Departure:
     Without `timings` they come from LBKIT_PRE_STOP_DELAY and LBKIT_DRAIN_TIMEOUT, else they are 5 and 20
     seconds. Without `reject`, LBKIT_REJECT_GET says which GETs are refused while draining: `marked` (the
     default), `always` or `never`. `operator`, or a token in LBKIT_DRAIN_TOKEN, opens POST /health/drain and
-    /health/undrain to those who know it. Raises ConfigError for values that break a rule.
+    /health/undrain to those who know it. `accept_filter`, or LBKIT_ACCEPT_FILTER=1: for balancers that cannot
+    see health, let nothing new in when the delay is over. Raises ConfigError for values that break a rule.
     """
 
     def __init__(
@@ -79,10 +80,15 @@ class Departure:
         *,
         reject: Reject | None = None,
         operator: Operator | None = None,
+        accept_filter: bool | None = None,
         environ: Mapping[str, str] = os.environ,
         process: Process = THIS_PROCESS,
     ) -> None:
-        self.drain = Drain(DrainTimings.of(environ) if timings is None else timings, starting=True)
+        self.drain = Drain(
+            DrainTimings.of(environ) if timings is None else timings,
+            starting=True,
+            accept_filter=wants_filter(environ) if accept_filter is None else accept_filter,
+        )
         self.reject = _reject(environ) if reject is None else reject
         self.operator = _operator(environ) if operator is None else operator
         self.event = DrainEvent()

@@ -21,6 +21,7 @@ CARRY = {
     "threads",
     "signals",
     "departure",
+    "listeners",
     "process",
     "statefile",
     "gunicorn",

@@ -18,7 +18,7 @@ import click
 import psutil
 
 from lbkit import statefile
-from lbkit.drain import Drain, DrainTimings, Phase, Reason, Step, over_budget
+from lbkit.drain import Drain, DrainTimings, Phase, Reason, Step, over_budget, wants_filter
 from lbkit.errors import ConfigError
 from lbkit.process import stop_limit
 from lbkit.statefile import Hook, StateFile
@@ -63,6 +63,8 @@ def exec_(delay: float | None, timeout: float | None, command: tuple[str, ...]) 
     timings = DrainTimings.of(os.environ, delay=delay, timeout=timeout)
     for warning in over_budget(timings, limit=stop_limit(os.environ)):
         click.echo(f"lbkit exec: {warning}", err=True)
+    armed = f"drain armed, delay {timings.pre_stop_delay:g} s, deadline {timings.deadline:g} s"
+    click.echo(f"lbkit exec: {armed}", err=True)
     status = Launcher(timings).run(command)
     if status < 0:
         _die_of(-status)
@@ -73,7 +75,7 @@ class Launcher:
     """One server and its drain."""
 
     def __init__(self, timings: DrainTimings) -> None:
-        self.drain = Drain(timings)
+        self.drain = Drain(timings, accept_filter=wants_filter(os.environ))
         self.file = StateFile.create(_path(), hook=Hook.LAUNCHER, timings=timings)
 
     def run(self, command: Sequence[str]) -> int:
