@@ -61,10 +61,6 @@ def exec_(delay: float | None, timeout: float | None, command: tuple[str, ...]) 
             "need the server's command after --, as in: lbkit exec --delay 5 -- uvicorn shop.web:app"
         )
     timings = DrainTimings.of(os.environ, delay=delay, timeout=timeout)
-    for warning in over_budget(timings, limit=stop_limit(os.environ)):
-        click.echo(f"lbkit exec: {warning}", err=True)
-    armed = f"drain armed, delay {timings.pre_stop_delay:g} s, deadline {timings.deadline:g} s"
-    click.echo(f"lbkit exec: {armed}", err=True)
     status = Launcher(timings).run(command)
     if status < 0:
         _die_of(-status)
@@ -92,10 +88,17 @@ class Launcher:
         except OSError as error:
             self.file.remove()
             raise ConfigError(f"cannot start {command[0]}: {error.strerror}") from error
+        self._tell()
         try:
             return self._watch(server)
         finally:
             self.file.remove()
+
+    def _tell(self) -> None:
+        timings = self.drain.timings
+        armed = f"drain armed, delay {timings.pre_stop_delay:g} s, deadline {timings.deadline:g} s"
+        for words in (armed, *over_budget(timings, limit=stop_limit(os.environ))):
+            click.echo(f"lbkit exec: {words}", err=True)
 
     def _watch(self, server: subprocess.Popen[bytes]) -> int:
         while True:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -39,7 +40,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def drain_of(replica: Replica) -> dict[str, object]:
-    drain = json.loads(get(replica.port, "/health/ready")[1])["drain"]
+    # An answer is given again for a second; to a question that is new, it is made anew.
+    drain = json.loads(get(replica.port, f"/health/ready?{time.monotonic()}")[1])["drain"]
     assert isinstance(drain, dict)
     return drain
 
