@@ -28,6 +28,7 @@ from enum import Enum
 from lbkit.errors import ConfigError
 
 __all__ = [
+    "ACCEPT_FILTER",
     "Drain",
     "DrainTimings",
     "Phase",
@@ -37,11 +38,14 @@ __all__ = [
     "over_budget",
     "rejects",
     "spread",
-    "wants_filter",
+    "wants",
 ]
 
 ROOM = 15.0
 """Seconds that requests get after the delay, unless told otherwise."""
+
+ACCEPT_FILTER = "LBKIT_ACCEPT_FILTER"
+"""The switch that all processes of a replica look at."""
 
 LONGEST_LEAD = 1.0
 QUIET = 0.25
@@ -287,11 +291,11 @@ def rejects(reject: Reject, *, method: str, marked: bool) -> bool:
     return reject is Reject.ALWAYS or (reject is Reject.MARKED and marked)
 
 
-def wants_filter(environ: Mapping[str, str]) -> bool:
-    """What LBKIT_ACCEPT_FILTER says: 1 or 0, and 0 when it is not set."""
-    value = environ.get("LBKIT_ACCEPT_FILTER", "") or "0"
+def wants(environ: Mapping[str, str], name: str) -> bool:
+    """What a switch says: 1 or 0, and 0 when it is not set."""
+    value = environ.get(name, "") or "0"
     if value not in ("0", "1"):
-        raise ConfigError(f"need 0 or 1 in LBKIT_ACCEPT_FILTER, got {value!r}")
+        raise ConfigError(f"need 0 or 1 in {name}, got {value!r}")
     return value == "1"
 
 

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from lbkit import statefile
-from lbkit.drain import Drain, DrainTimings, Phase, Reason, Step, over_budget, wants_filter
+from lbkit.drain import ACCEPT_FILTER, Drain, DrainTimings, Phase, Reason, Step, over_budget, wants
 from lbkit.process import stop_limit
 from lbkit.statefile import Hook, StateFile, StateFileError
 
@@ -55,7 +55,7 @@ class MasterDrain:
 
     def __init__(self, file: StateFile, timings: DrainTimings) -> None:
         self.file = file
-        self.drain = Drain(timings, accept_filter=wants_filter(os.environ))
+        self.drain = Drain(timings, accept_filter=wants(os.environ, ACCEPT_FILTER))
         self._pid = os.getpid()
 
     def arm(self) -> None:

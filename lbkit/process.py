@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import threading
 import time
 import weakref
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from lbkit import statefile
+from lbkit.adapters import adapted
 from lbkit.drain import Drain, Phase, Reason, Step, over_budget
 from lbkit.errors import ConfigError
 from lbkit.listeners import Listeners
@@ -90,9 +90,15 @@ class Process:
         """
         self._leavers.add(leaver)
         if (self._chain is None or not self._chain.armed) and self._above() is None:
-            self._chain = chain(self._on_term)
+            self._chain = chain(self._on_term) or self._chain
             if self._chain is not None:
                 self._tell_hook()
+
+    def adapt(self, leaver: Leaver) -> None:
+        """Take the signal in a worker of hypercorn or granian. See `lbkit.adapters`."""
+        self._leavers.add(leaver)
+        if self._chain is None and self._above() is None:
+            self._chain = adapted(self._on_term)
 
     def start(self, leaver: Leaver) -> None:
         """That app serves here from now on."""
@@ -137,7 +143,7 @@ class Process:
             if self._chain is not None and _all_gone(leavers) and not self._repeated:
                 self._repeated = True
                 self._forget_file()
-                os.kill(os.getpid(), signal.SIGTERM)
+                self._chain.repeat()
 
     def order(self, *, drain: bool) -> bool:
         """An operator's order, for all processes of this replica. False when it cannot be taken back."""

@@ -20,6 +20,7 @@ CARRY = {
     "side_port",
     "threads",
     "signals",
+    "adapters",
     "departure",
     "listeners",
     "process",

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from lbkit.drain import (
+    ACCEPT_FILTER,
     QUIET,
     Drain,
     DrainTimings,
@@ -18,7 +19,7 @@ from lbkit.drain import (
     over_budget,
     rejects,
     spread,
-    wants_filter,
+    wants,
 )
 from lbkit.errors import ConfigError
 
@@ -75,11 +76,11 @@ def test_with_a_filter_what_waits_to_be_accepted_is_asked_after_the_delay() -> N
 
 
 @pytest.mark.parametrize(("value", "wanted"), [("1", True), ("0", False), ("", False)])
-def test_the_filter_is_asked_for_by_the_environment(value: str, wanted: bool) -> None:
-    assert wants_filter({"LBKIT_ACCEPT_FILTER": value}) is wanted
-    assert wants_filter({}) is False
+def test_a_switch_in_the_environment_is_on_or_off(value: str, wanted: bool) -> None:
+    assert wants({ACCEPT_FILTER: value}, ACCEPT_FILTER) is wanted
+    assert wants({}, ACCEPT_FILTER) is False
     with pytest.raises(ConfigError, match="need 0 or 1 in LBKIT_ACCEPT_FILTER, got 'yes'"):
-        wants_filter({"LBKIT_ACCEPT_FILTER": "yes"})
+        wants({ACCEPT_FILTER: "yes"}, ACCEPT_FILTER)
 
 
 def test_requests_of_other_processes_hold_the_hand_over_back() -> None:

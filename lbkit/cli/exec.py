@@ -18,7 +18,7 @@ import click
 import psutil
 
 from lbkit import statefile
-from lbkit.drain import Drain, DrainTimings, Phase, Reason, Step, over_budget, wants_filter
+from lbkit.drain import ACCEPT_FILTER, Drain, DrainTimings, Phase, Reason, Step, over_budget, wants
 from lbkit.errors import ConfigError
 from lbkit.process import stop_limit
 from lbkit.statefile import Hook, StateFile
@@ -71,7 +71,7 @@ class Launcher:
     """One server and its drain."""
 
     def __init__(self, timings: DrainTimings) -> None:
-        self.drain = Drain(timings, accept_filter=wants_filter(os.environ))
+        self.drain = Drain(timings, accept_filter=wants(os.environ, ACCEPT_FILTER))
         self.file = StateFile.create(_path(), hook=Hook.LAUNCHER, timings=timings)
 
     def run(self, command: Sequence[str]) -> int:
