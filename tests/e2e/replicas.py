@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.programs import program
 
-__all__ = ["LIMIT", "SERVERS", "Clients", "Replica", "balancer", "free_ports", "get", "until"]
+__all__ = ["LIMIT", "PYTHON", "SERVERS", "Clients", "Replica", "balancer", "free_ports", "get", "until"]
 
 ROOT = Path(__file__).parent.parent.parent
 CONF = Path(__file__).parent / "conf"
@@ -25,16 +25,24 @@ LIMIT = 60.0
 
 PYTHON = sys.executable
 EXEC = [PYTHON, "-m", "lbkit", "exec", "--"]
-UVICORN = [PYTHON, "-m", "uvicorn", "benchmarks.drain_apps:asgi", "--port={port}", "--log-level=warning"]
-HYPERCORN = [PYTHON, "-m", "hypercorn", "benchmarks.drain_apps:asgi", "--bind=127.0.0.1:{port}"]
-GUNICORN = [PYTHON, "-m", "gunicorn", "benchmarks.drain_apps:wsgi", "--bind=127.0.0.1:{port}"]
-MASTER = ["-c", "python:lbkit.gunicorn", "--log-level=warning"]
+MASTER = ["-c", "python:lbkit.gunicorn"]
+ASGI, WSGI = "benchmarks.drain_apps:asgi", "benchmarks.drain_apps:wsgi"
+UVICORN = [PYTHON, "-m", "uvicorn", ASGI, "--port={port}", "--no-access-log"]
+HYPERCORN = [PYTHON, "-m", "hypercorn", ASGI, "--bind=127.0.0.1:{port}"]
+GRANIAN = [PYTHON, "-m", "granian", "--port={port}"]
+GUNICORN = [PYTHON, "-m", "gunicorn", "--bind=127.0.0.1:{port}", "--no-control-socket"]
 SERVERS = {
     "uvicorn": UVICORN,
     "uvicorn --workers 2": [*EXEC, *UVICORN, "--workers=2"],
     "hypercorn": [*EXEC, *HYPERCORN],
-    "gunicorn gthread": [*GUNICORN, *MASTER, "-w2", "-kgthread", "--threads=8"],
-    "gunicorn sync --preload": [*GUNICORN, *MASTER, "-w3", "--preload"],
+    "hypercorn -w 0": [*HYPERCORN, "-w0"],
+    "granian asgi": [*EXEC, *GRANIAN, "--interface=asgi", ASGI],
+    "granian wsgi": [*EXEC, *GRANIAN, "--interface=wsgi", "--blocking-threads=8", WSGI],
+    "gunicorn uvicorn": [*GUNICORN, *MASTER, "-w2", "-kuvicorn_worker.UvicornWorker", ASGI],
+    "gunicorn asgi": [*GUNICORN, *MASTER, "-w2", "-kasgi", ASGI],
+    "gunicorn gthread": [*GUNICORN, *MASTER, "-w2", "-kgthread", "--threads=8", WSGI],
+    "gunicorn sync --preload": [*GUNICORN, *MASTER, "-w3", "--preload", WSGI],
+    "waitress": [PYTHON, "-m", "waitress", "--listen=127.0.0.1:{port}", "--threads=8", WSGI],
 }
 """Each with the hook that takes its SIGTERM."""
 

@@ -16,7 +16,18 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from tests.e2e.replicas import LIMIT, MASTER, PYTHON, SERVERS, UVICORN, Replica, free_ports, get, until
+from tests.e2e.replicas import (
+    EXEC,
+    LIMIT,
+    MASTER,
+    PYTHON,
+    SERVERS,
+    UVICORN,
+    Replica,
+    free_ports,
+    get,
+    until,
+)
 
 GUNICORN = SERVERS["gunicorn sync --preload"]
 LONG = "3600"
@@ -58,13 +69,14 @@ def lbkit(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         ("uvicorn", "process"),
         ("uvicorn --workers 2", "launcher"),
         ("hypercorn", "launcher"),
-        ("gunicorn gthread", "gunicorn"),
         ("gunicorn sync --preload", "gunicorn"),
+        ("waitress", "process"),
     ],
 )
 def test_sigterm_fails_readiness_and_a_second_one_hands_over(server: str, hook: str, start: Start) -> None:
     replica = start(SERVERS[server], LBKIT_PRE_STOP_DELAY=LONG)
     assert (drain_of(replica)["armed"], drain_of(replica)["hook"]) == (True, hook)
+    assert "drain armed" in str(replica)
     replica.send(signal.SIGTERM)
     # Each of several workers must say so, so a good many are asked.
     until(lambda: all(replica.health() == 503 for _ in range(20)), replica)
@@ -73,12 +85,23 @@ def test_sigterm_fails_readiness_and_a_second_one_hands_over(server: str, hook: 
     assert (drain_of(replica)["state"], drain_of(replica)["reason"]) == ("draining", "signal")
     replica.send(signal.SIGTERM)
     # A clean end, with the exit code that the server has without us.
-    assert replica.end() == (-signal.SIGTERM if server == "uvicorn" else 0), replica
+    assert replica.end() == (-signal.SIGTERM if hook == "process" else 0), replica
 
 
-@pytest.mark.parametrize("server", ["uvicorn", "uvicorn --workers 2", "gunicorn gthread"])
+@pytest.mark.parametrize("server", ["waitress", "uvicorn --workers 2", "gunicorn gthread"])
 def test_a_request_in_flight_holds_the_hand_over_back(server: str, start: Start) -> None:
-    replica = start(SERVERS[server], LBKIT_PRE_STOP_DELAY="0.1", SLOW="1")
+    a_request_in_flight_is_answered(start(SERVERS[server], LBKIT_PRE_STOP_DELAY="0.1", SLOW="1"))
+
+
+@pytest.mark.parametrize("server", ["hypercorn", "granian asgi", "granian wsgi"])
+def test_who_cannot_use_the_launcher_may_drain_in_the_worker(server: str, start: Start) -> None:
+    settings = {"LBKIT_PRE_STOP_DELAY": "0.1", "LBKIT_IN_WORKERS": "1", "SLOW": "1"}
+    replica = start(SERVERS[server][len(EXEC) :], **settings)
+    assert drain_of(replica)["hook"] == "process"
+    a_request_in_flight_is_answered(replica)
+
+
+def a_request_in_flight_is_answered(replica: Replica) -> None:
     answers: list[tuple[int, str]] = []
     slow = threading.Thread(target=lambda: answers.append(get(replica.port, "/slow?id=1")))
     slow.start()
@@ -90,24 +113,39 @@ def test_a_request_in_flight_holds_the_hand_over_back(server: str, start: Start)
     assert answers[0][1].startswith("ok 1 ")
 
 
-@pytest.mark.parametrize("server", ["uvicorn", "uvicorn --workers 2", "hypercorn", "gunicorn gthread"])
+@pytest.mark.parametrize(
+    "server",
+    [
+        "uvicorn",
+        "uvicorn --workers 2",
+        "hypercorn",
+        "hypercorn -w 0",
+        "granian asgi",
+        "gunicorn uvicorn",
+        "gunicorn asgi",
+        "gunicorn gthread",
+        "granian wsgi",
+    ],
+)
 def test_streams_that_have_no_end_are_ended_well_and_the_process_leaves(server: str, start: Start) -> None:
-    replica = start(SERVERS[server], LBKIT_PRE_STOP_DELAY="1", LBKIT_DRAIN_TIMEOUT=LONG)
+    # With that deadline, the process is here to the end of the test unless its streams have ended.
+    replica = start(SERVERS[server], LBKIT_PRE_STOP_DELAY="0.5", LBKIT_DRAIN_TIMEOUT=LONG)
     connection = http.client.HTTPConnection("127.0.0.1", replica.port, timeout=LIMIT)
     connection.request("GET", "/sse")
     stream = connection.getresponse()
     assert stream.readline() == b"data: tick\n"
     codes: list[int] = []
     chat = threading.Thread(target=lambda: codes.append(close_code(replica.port)))
-    if "gunicorn" not in server:
+    chats = server not in ("gunicorn gthread", "granian wsgi")
+    if chats:
         chat.start()
         until(lambda: drain_of(replica)["in_flight"] == 2, replica)
     replica.send(signal.SIGTERM)
     # http.client raises IncompleteRead when the chunked body is cut.
     assert b"event: shutdown\nretry: 1000\n" in stream.read()
     connection.close()
-    replica.end()
-    if "gunicorn" not in server:
+    assert replica.end() in (0, -signal.SIGTERM), replica
+    if chats:
         chat.join(LIMIT)
         assert codes == [1012]
 
