@@ -26,6 +26,8 @@ WSGI = {
     "gunicorn-sync": ["gunicorn", "{app}", "-b127.0.0.1:{port}", "--access-logfile=-"],
     "gunicorn-gthread": ["gunicorn", "{app}", "-k", "gthread", "--threads=8", "-b127.0.0.1:{port}"],
     "gunicorn-preload": ["gunicorn", "{app}", "--preload", "-w2", "-b127.0.0.1:{port}"],
+    "hypercorn-wsgi": ["hypercorn", "wsgi:{app}", "--bind=127.0.0.1:{port}"],
+    "uvicorn-wsgi": ["uvicorn", "--interface=wsgi", "{app}", "--port={port}"],
     "granian-wsgi": ["granian", "--interface=wsgi", "{app}", "--port={port}"],
     # It removes forwarding headers that it does not believe itself, and it believes none.
     "waitress": ["waitress", "--listen=127.0.0.1:{port}", "--no-clear-untrusted-proxy-headers", "{app}"],

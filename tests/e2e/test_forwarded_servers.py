@@ -17,12 +17,12 @@ NAMED = {
     "x-forwarded-proto": "https",
     "x-forwarded-host": "shop.example",
 }
-MORE = {"uvicorn": ["--no-proxy-headers"]}
-ALIASING = ("granian-wsgi",)
+MORE = {server: ["--no-proxy-headers"] for server in ("uvicorn", "uvicorn-wsgi")}
+ALIASING = ("granian-wsgi", "hypercorn-wsgi", "uvicorn-wsgi")
 """They hand `X_Forwarded_For` on as the real header, and no WSGI app can tell."""
 
 
-@pytest.mark.parametrize("server", [*ASGI, "gunicorn-sync", "granian-wsgi", "waitress"])
+@pytest.mark.parametrize("server", [*ASGI, "gunicorn-sync", "waitress", *ALIASING])
 def test_the_client_is_known_and_bound_under_every_server(server: str) -> None:
     app = "flask_app" if server in WSGI else "starlette_app"
     with serving(server, f"tests.e2e.forwarded_sites:{app}", *MORE.get(server, [])) as (_, client):
