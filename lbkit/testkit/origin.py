@@ -1,0 +1,118 @@
+"""Where the app of a replica comes from, at its first start and at each one after that.
+
+============================  ===========================================================
+given                         each start of a replica makes
+============================  ===========================================================
+`"shop:create_app()"`         an app from its own copies of the first-party modules
+... with isolation="none"     what the factory returns, from the modules of this process
+a function                    what it returns
+an app                        nothing: that very object again, with its memory
+============================  ===========================================================
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+from lbkit.balancer.members import name_of, named
+from lbkit.errors import ConfigError
+from lbkit.testkit.first_party import FirstParty
+from lbkit.testkit.isolation import ISOLATIONS, IsolatedReplica, ModuleReplica
+from lbkit.testkit.spaces import Space
+from lbkit.types import ASGIApp, WSGIApp
+
+__all__ = ["App", "Apps", "Factory", "Made", "Object", "Origin", "Recipe", "origin_of", "origins"]
+
+App: TypeAlias = "ASGIApp | WSGIApp"
+Apps: TypeAlias = "str | Callable[[], App] | Mapping[str, App] | Iterable[App]"
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """One app, made for one replica."""
+
+    app: App
+    """What is called: it runs inside the replica."""
+
+    inner: Any
+    """The bare app, with the attributes that its framework gives it."""
+
+    isolated: IsolatedReplica | None = None
+
+
+class Origin(Protocol):
+    def make(self, name: str) -> Made:
+        """An app for the replica of that name."""
+        ...
+
+
+class Recipe:
+    """`"shop:create_app()"`, `"shop:app"`, `"shop/app.py"`: see `lbkit serve`."""
+
+    def __init__(self, text: str, *, isolation: str, private: Iterable[str]) -> None:
+        from lbkit.cli.target import parse
+
+        if isolation not in ISOLATIONS:
+            raise ConfigError(f"need an isolation of {', '.join(ISOLATIONS)}, got {isolation!r}")
+        self.target = parse(text.removesuffix("()"))
+        self.isolation = isolation
+        if str(self.target.root) not in sys.path:
+            sys.path.insert(0, str(self.target.root))
+        self.first_party = FirstParty(private)
+
+    def make(self, name: str) -> Made:
+        space = Space(name, self.first_party, own=self.isolation == "none")
+        replica = ModuleReplica(space, self.target)
+        return Made(replica.app, replica.inner, replica)
+
+
+class Factory:
+    def __init__(self, function: Callable[[], App]) -> None:
+        self.function = function
+
+    def make(self, name: str) -> Made:  # noqa: ARG002 (one function makes them all)
+        app = self.function()
+        return Made(app, app)
+
+
+class Object:
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    def make(self, name: str) -> Made:  # noqa: ARG002
+        return Made(self.app, self.app)
+
+
+def origins(
+    app: Apps, replicas: int, *, isolation: str, private: Iterable[str]
+) -> tuple[dict[str, Origin], Origin | None]:
+    """The origin of each replica, and that of the replicas to come; None when no more can be made."""
+    if replicas < 1:
+        raise ConfigError(f"need replicas >= 1, got replicas={replicas}")
+    if not isinstance(app, str) and not callable(app):
+        return {name: Object(each) for name, each in named(app).items()}, None
+    origin = origin_of(app, isolation=isolation, private=private)
+    return {name_of(number): origin for number in range(1, replicas + 1)}, origin
+
+
+def origin_of(app: object, *, isolation: str, private: Iterable[str]) -> Origin:
+    """Of a recipe or a factory."""
+    if isinstance(app, str):
+        return Recipe(app, isolation=isolation, private=private)
+    if callable(app) and _takes_nothing(app):
+        return Factory(app)
+    raise ConfigError(
+        f"need a recipe such as 'shop:create_app()', a factory of no arguments, or [app] * 3, got {app!r}"
+    )
+
+
+def _takes_nothing(app: Callable[..., object]) -> bool:
+    try:
+        inspect.signature(app).bind()
+    except (TypeError, ValueError):
+        return False
+    return True

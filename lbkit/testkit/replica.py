@@ -1,0 +1,380 @@
+"""One replica of a cluster: its app, how it stands, and what one can do to it.
+
+=========  ==============================  =================================================
+state      the balancer                    because
+=========  ==============================  =================================================
+starting   sends nothing                   its lifespan has not answered yet
+up         sends requests
+draining   sends bound clients only        what is inside may finish
+down       finds nobody listening          it was stopped or killed
+failed     finds nobody listening          it did not start: `reason` says why
+=========  ==============================  =================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lbkit.asgi.balancer import as_asgi
+from lbkit.asgi.lifespan import Lifespan
+from lbkit.balancer import Mode
+from lbkit.errors import ConfigError, ReplicaRefused, ReplicaReset, StartupError
+from lbkit.testkit import faults as kinds
+from lbkit.testkit.asgi import Upstream
+from lbkit.testkit.faults import Fault, Faults, Injection, Place, Plan
+from lbkit.testkit.isolation import IsolatedReplica
+from lbkit.testkit.origin import Made, Origin
+from lbkit.testkit.trace import Attempt, Row
+from lbkit.testkit.wsgi import Upstream as WSGIUpstream
+from lbkit.types import ASGIApp, WSGIApp
+
+if TYPE_CHECKING:
+    from lbkit.testkit.cluster import Cluster
+
+__all__ = ["ClusterReplica"]
+
+PATIENCE = 5.0
+"""Seconds that what was cut has to end."""
+
+LOOK = 0.002
+"""Seconds between two looks at whether it has."""
+
+
+class Ongoing(Protocol):
+    """A request that is inside."""
+
+    told: bool
+    """Whether its client learns at once that the connection is lost: a thread that is blocked cannot."""
+
+    def kill(self, error: OSError) -> None: ...
+
+
+class ClusterReplica:
+    """`cluster["web1"]`. Each verb has an async twin with an a before it, for use inside a running loop."""
+
+    def __init__(self, cluster: Cluster, name: str, origin: Origin) -> None:
+        self.name = name
+        self.state = "down"
+        self.reason: str | None = None
+        self.served = 0
+        """Requests that were given to it."""
+
+        self.down_at: float | None = None
+        """When it last went down, by the cluster's clock."""
+
+        self.dropped = 0
+        """Requests that were cut when it last went down."""
+
+        self.faults = Faults()
+        self.origin = origin
+        self.inner: Any = None
+        """Its bare app, with the attributes that its framework gives it. Requests go to `cluster.app`."""
+
+        self._made: Made | None = None
+        self.asgi: ASGIApp
+        self.wsgi: WSGIApp
+        self.cluster = cluster
+        self._calls: set[Ongoing] = set()
+        self._abandoned: set[asyncio.Task[None]] = set()
+        self._lifespan: Lifespan | None = None
+        # Captured here: whatever ContextVars a test sets later are the test's own.
+        self.context = contextvars.copy_context()
+
+    def __repr__(self) -> str:
+        return f"<ClusterReplica {self.name} {self.state}>"
+
+    # What the carriers ask.
+
+    @cached_property
+    def upstream(self) -> Any:
+        """The app that the balancer gets to see."""
+        return WSGIUpstream(self) if self.cluster.is_wsgi else Upstream(self)
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        return self.cluster.clock
+
+    @property
+    def timeout(self) -> float:
+        return self.cluster.timeout
+
+    @property
+    def listens(self) -> bool:
+        return self.state in ("up", "draining")
+
+    @property
+    def active(self) -> int:
+        """Requests inside, background tasks included."""
+        return len(self._calls)
+
+    @property
+    def state_of_lifespan(self) -> Mapping[str, Any]:
+        return self._lifespan.state if self._lifespan is not None else {}
+
+    def attempt(self, row: Row) -> Attempt:
+        attempt = Attempt(self.name, self.clock())
+        row.attempts.append(attempt)
+        return attempt
+
+    def plan(self, attempt: Attempt, row: Row) -> Plan | None:
+        cluster, now = self.cluster, attempt.began_at
+        plan = self.faults.decide(None, row.method, row.path, now, cluster.rng)
+        plan = cluster.faults.decide(plan, row.method, row.path, now, cluster.rng)
+        attempt.injected = None if plan is None else str(plan)
+        return plan
+
+    def refused(self, attempt: Attempt) -> ReplicaRefused:
+        attempt.fault = "refused"
+        attempt.ended_at = self.clock()
+        self.cluster.refused_by(self.name)
+        return ReplicaRefused(f"replica {self.name} refused the connection: it is {self.state}")
+
+    def enter(self, call: Ongoing) -> None:
+        self._calls.add(call)
+        self.served += 1
+
+    def leave(self, call: Ongoing) -> None:
+        self._calls.discard(call)
+
+    def forget(self, task: asyncio.Task[None]) -> None:
+        """Its replica is dead, and so is it."""
+        task.cancel()
+        self.abandon(task)
+
+    def abandon(self, task: asyncio.Task[None]) -> None:
+        """Let it run on; nobody wants to know how it ends."""
+        self._abandoned.add(task)
+        task.add_done_callback(self._gone)
+
+    def _gone(self, task: asyncio.Task[None]) -> None:
+        self._abandoned.discard(task)
+        if not task.cancelled():
+            task.exception()
+
+    # Looking into it.
+
+    def module(self, name: str) -> ModuleType:
+        """The replica's own copy of a module: `cluster["web1"].module("shop.cache").CACHE`."""
+        return self._isolated().module(name)
+
+    def run(self, target: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function inside the replica: `shop.cache:clear`, or one of yours."""
+        return self._isolated().run(target, *args, **kwargs)
+
+    def _isolated(self) -> IsolatedReplica:
+        if self._made is None or self._made.isolated is None:
+            raise ConfigError(f"need a recipe such as 'shop:create_app()' to look into {self.name}")
+        return self._made.isolated
+
+    # Faults.
+
+    def inject(
+        self,
+        fault: Fault,
+        *,
+        path: str | None = None,
+        method: str | None = None,
+        rate: float = 1.0,
+        times: int | None = None,
+    ) -> Injection:
+        """Have it go wrong from now on, until `stop()` or the end of the `with` block.
+
+        `path` may have wildcards; `rate` is the share of requests that it hits; `times` the most of them.
+        """
+        return self.faults.add(
+            Injection(fault, self.clock(), path=path, method=method, rate=rate, times=times)
+        )
+
+    def hang(self, *, at: Place = "before", **which: Any) -> Injection:
+        return self.inject(kinds.hang(at=at), **which)
+
+    def slow(self, seconds: float, *, jitter: float = 0.0, **which: Any) -> Injection:
+        return self.inject(kinds.slow(seconds, jitter=jitter), **which)
+
+    def error(self, status: int = 500, **which: Any) -> Injection:
+        return self.inject(kinds.error(status), **which)
+
+    def refuse(self, **which: Any) -> Injection:
+        return self.inject(kinds.refuse(), **which)
+
+    def reset(self, *, after_bytes: int = 0, **which: Any) -> Injection:
+        return self.inject(kinds.reset(after_bytes=after_bytes), **which)
+
+    def drip(self, bytes_per_second: float, **which: Any) -> Injection:
+        return self.inject(kinds.drip(bytes_per_second), **which)
+
+    def flap(self, *, up: float, down: float, **which: Any) -> Injection:
+        return self.inject(kinds.flap(up=up, down=down), **which)
+
+    def unready(self, **which: Any) -> Injection:
+        return self.inject(kinds.unready(), **which)
+
+    # Life and death. What begins with an underscore runs on the cluster's loop.
+
+    def kill(self) -> None:
+        """Crash: what is inside is cut, nobody listens any more, and nothing is shut down."""
+        self.cluster.run(self._kill())
+
+    async def akill(self) -> None:
+        await self.cluster.there(self._kill())
+
+    def start(self) -> None:
+        """A fresh app, and its lifespan. Raises StartupError."""
+        if not self.listens:
+            self.make_app()
+            self.cluster.run(self.go())
+
+    async def astart(self) -> None:
+        if not self.listens:
+            self.make_app()
+            await self.cluster.there(self.go())
+
+    def stop(self) -> None:
+        """An orderly end at once: what is inside is cut, and the lifespan is shut down."""
+        self.cluster.run(self._stop())
+
+    async def astop(self) -> None:
+        await self.cluster.there(self._stop())
+
+    def restart(self) -> None:
+        """Stop and start, with a fresh app."""
+        self.stop()
+        self.start()
+
+    async def arestart(self) -> None:
+        await self.astop()
+        await self.astart()
+
+    def drain(self, timeout: float = 10.0) -> int:
+        """Send it no new clients, wait until what is inside is done, then stop it.
+
+        Returns how many requests were still inside after `timeout` seconds, and were cut.
+        """
+        return self.cluster.run(self._drain(timeout))
+
+    async def adrain(self, timeout: float = 10.0) -> int:
+        return await self.cluster.there(self._drain(timeout))
+
+    def undrain(self) -> None:
+        """Take a drain back that is still waiting."""
+        if self.state == "draining":
+            self.state = "up"
+            self.cluster.mode(self.name, Mode.READY)
+
+    def deploy(self, origin: Origin, *, timeout: float = 10.0) -> None:
+        """Drain it, and start it with another app."""
+        if self.listens:
+            self.drain(timeout)
+        self.origin = origin
+        self.start()
+
+    async def adeploy(self, origin: Origin, *, timeout: float = 10.0) -> None:
+        if self.listens:
+            await self.adrain(timeout)
+        self.origin = origin
+        await self.astart()
+
+    def crash(self) -> None:
+        """The process is gone, and nothing is waited for. On the cluster's loop, or where WSGI is served."""
+        self._down(ReplicaReset(f"replica {self.name} was killed"))
+        lifespan, self._lifespan = self._lifespan, None
+        if lifespan is not None:
+            lifespan.cancel()
+
+    async def _kill(self) -> None:
+        calls = list(self._calls)
+        self.crash()
+        await self._over(calls)
+
+    def make_app(self) -> None:
+        """The first half of a start, in the caller's thread: an in-memory database may be bound to it."""
+        self.state = "starting"
+        try:
+            made = self.context.run(self.origin.make, self.name)
+            self.cluster.check(made.inner)
+        except StartupError as error:
+            self.state, self.reason = "failed", error.reason
+            raise
+        except Exception as error:
+            self.state, self.reason = "failed", one_line(error)
+            raise StartupError(self.name, self.reason) from error
+        self._made, self.inner = made, made.inner
+
+    async def go(self) -> None:
+        """The second half, on the cluster's loop."""
+        if self._made is None:
+            raise ConfigError(f"need make_app() before go(), got {self!r}")
+        app = self._made.app
+        if self.cluster.is_wsgi:
+            self.wsgi = app  # type: ignore[assignment]
+        else:
+            await self._live(as_asgi(app))
+        self.state, self.reason, self.down_at = "up", None, None
+        self.cluster.mode(self.name, Mode.READY)
+
+    async def _live(self, app: ASGIApp) -> None:
+        self.asgi = app
+        lifespan = Lifespan(self.name, app)
+        scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}}
+        loop = asyncio.get_running_loop()
+        try:
+            await self.context.run(loop.create_task, lifespan.startup(scope))
+        except StartupError as error:
+            self.state, self.reason = "failed", error.reason
+            raise
+        self._lifespan = lifespan
+
+    async def _stop(self) -> None:
+        if not self.listens:
+            return
+        calls = list(self._calls)
+        lifespan, self._lifespan = self._lifespan, None
+        self._down(ReplicaReset(f"replica {self.name} was stopped"))
+        await self._over(calls)
+        if lifespan is not None and (trouble := await lifespan.shutdown()):
+            raise RuntimeError(f"replica {self.name} failed to shut down: {trouble}")
+
+    async def _drain(self, timeout: float) -> int:
+        if not self.listens:
+            raise ConfigError(f"need a replica that is up to drain it, but {self.name} is {self.state}")
+        self.state = "draining"
+        self.cluster.mode(self.name, Mode.DRAIN)
+        await until(lambda: not self._calls or self.state != "draining", timeout)
+        if self.state != "draining":
+            return 0
+        self.cluster.mode(self.name, Mode.MAINT)
+        await self._stop()
+        return self.dropped
+
+    async def close(self) -> None:
+        """On the cluster's loop: the end of the cluster."""
+        await self._stop()
+        for task in list(self._abandoned):
+            task.cancel()
+        await until(lambda: not self._abandoned, PATIENCE)
+
+    def _down(self, why: OSError) -> None:
+        self.state, self.down_at = "down", self.clock()
+        calls = list(self._calls)
+        self.dropped = len(calls)
+        for call in calls:
+            call.kill(why)
+
+    async def _over(self, calls: list[Ongoing]) -> None:
+        """The calls that were cut have told their clients. A blocked thread cannot be told."""
+        await until(lambda: not any(call in self._calls and call.told for call in calls), PATIENCE)
+
+
+async def until(settled: Callable[[], bool], timeout: float) -> None:
+    deadline = asyncio.get_running_loop().time() + timeout
+    while not settled() and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 (threads, too)
+        await asyncio.sleep(LOOK)
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
