@@ -26,6 +26,12 @@ PUBLIC = {
     "lbkit.wsgi": {
         "Balancer", "DrainMiddleware", "ForwardedMiddleware", "HealthMiddleware", "StickyMiddleware",
     },
+    "lbkit.testkit": {
+        "Attempt", "Cluster", "ClusterReplica", "Fault", "Row", "Trace", "WebsocketClosed",
+        "assert_at_most_once", "assert_drained", "assert_failover", "assert_no_lost_requests",
+        "assert_rebalanced", "assert_same_everywhere", "assert_spread", "assert_sticky", "assert_survives",
+        "crash", "drip", "error", "flap", "hang", "refuse", "reset", "slow", "unready",
+    },
     "lbkit_flask": {"LBKit"},
     "lbkit_starlette": {"LBKit"},
     "lbkit_fastapi": {"LBKit"},
@@ -50,7 +56,7 @@ def test_the_two_gateways_promise_the_same_names() -> None:
     assert PUBLIC["lbkit.asgi"] == PUBLIC["lbkit.wsgi"]
 
 
-@pytest.mark.parametrize("module", ["lbkit", "lbkit.asgi", "lbkit.wsgi"])
+@pytest.mark.parametrize("module", ["lbkit", "lbkit.asgi", "lbkit.wsgi", "lbkit.testkit"])
 def test_importing_the_library_imports_no_framework(module: str) -> None:
     frameworks = (
         "{'flask','werkzeug','starlette','fastapi','redis','click','uvicorn','httpx','prometheus_client'}"
