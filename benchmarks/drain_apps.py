@@ -1,7 +1,7 @@
 """The apps that a rolling restart is tried with: `asgi` and `wsgi`, with the endpoints of a drain check.
 
-GET /health comes from the plugins, and so does all of the drain. /fast takes 20 ms and /slow 2 s; each
-writes "ID METHOD PID" to $EXEC_LOG before it answers, so that what was executed can be counted, and
+GET /health comes from the plugins, and so does all of the drain. /fast takes 20 ms and /slow 2 s, or $SLOW;
+each writes "ID METHOD PID" to $EXEC_LOG before it answers, so that what was executed can be counted, and
 executed twice as well. /sse and /ws go on until somebody ends them.
 """
 
@@ -25,7 +25,7 @@ from lbkit.side_port import AgentPort
 from lbkit_flask import LBKit as FlaskLBKit
 from lbkit_starlette import LBKit as StarletteLBKit
 
-SECONDS = {"fast": 0.02, "slow": 2.0}
+SECONDS = {"fast": 0.02, "slow": float(os.environ.get("SLOW", "2"))}
 
 
 def health() -> Health:

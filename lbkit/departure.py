@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
-from lbkit.drain import Drain, DrainTimings, Phase, Reject, Step
+from lbkit.drain import ACCEPT_FILTER, Drain, DrainTimings, Phase, Reject, Step, wants
 from lbkit.errors import ConfigError
 from lbkit.health.lifecycle import LifecycleSource, State
 from lbkit.monitor import Health
@@ -21,6 +21,9 @@ from lbkit.statefile import Hook
 __all__ = ["Departure", "DrainEvent", "StreamsEnd"]
 
 logger = logging.getLogger("lbkit.drain")
+
+IN_WORKERS = "LBKIT_IN_WORKERS"
+EJECT = (("X-Envoy-Immediate-Health-Check-Fail", "true"),)
 
 StreamsEnd = Callable[[float], object]
 """Called from our thread, again and again while it is time: end the streams within so many seconds."""
@@ -65,10 +68,21 @@ class DrainEvent:
 class Departure:
     """How this app leaves the pool. One for each app; give it to the carriers.
 
-    Without `timings` they come from LBKIT_PRE_STOP_DELAY and LBKIT_DRAIN_TIMEOUT, else they are 5 and 20
-    seconds. Without `reject`, LBKIT_REJECT_GET says which GETs are refused while draining: `marked` (the
-    default), `always` or `never`. `operator`, or a token in LBKIT_DRAIN_TOKEN, opens POST /health/drain and
-    /health/undrain to those who know it. Raises ConfigError for values that break a rule.
+    What is not given comes from the environment. Raises ConfigError for values that break a rule.
+
+    =================  ==========================================  =========================================
+    argument           environment                                 what it is
+    =================  ==========================================  =========================================
+    `timings`          LBKIT_PRE_STOP_DELAY, LBKIT_DRAIN_TIMEOUT   else 5 and 20 seconds
+    `reject`           LBKIT_REJECT_GET                            `marked`, `always` or `never`: which GETs
+                                                                   get a 503 while draining
+    `operator`         LBKIT_DRAIN_TOKEN                           opens POST /health/drain and
+                                                                   /health/undrain to those who know it
+    `accept_filter`    LBKIT_ACCEPT_FILTER=1                       let nothing new in after the delay, for
+                                                                   balancers that cannot see health
+    `in_workers`       LBKIT_IN_WORKERS=1                          take the signal in each worker of
+                                                                   hypercorn or granian: `lbkit.adapters`
+    =================  ==========================================  =========================================
     """
 
     def __init__(
@@ -77,10 +91,16 @@ class Departure:
         *,
         reject: Reject | None = None,
         operator: Operator | None = None,
+        accept_filter: bool | None = None,
+        in_workers: bool | None = None,
         environ: Mapping[str, str] = os.environ,
         process: Process = THIS_PROCESS,
     ) -> None:
-        self.drain = Drain(DrainTimings.of(environ) if timings is None else timings, starting=True)
+        self.drain = Drain(
+            DrainTimings.of(environ) if timings is None else timings,
+            starting=True,
+            accept_filter=wants(environ, ACCEPT_FILTER) if accept_filter is None else accept_filter,
+        )
         self.reject = _reject(environ) if reject is None else reject
         self.operator = _operator(environ) if operator is None else operator
         self.event = DrainEvent()
@@ -89,9 +109,14 @@ class Departure:
         self.cold = True
         """Whether `start` is still to be called in this process; a forked worker is cold again."""
 
+        self.parting: tuple[tuple[str, str], ...] = ()
+        """Headers of every answer while draining, besides what closes the connection."""
+
         self._streams: list[StreamsEnd] = []
         self._cuts: list[Callable[[], object]] = []
         self._told = Phase.STARTING
+        if wants(environ, IN_WORKERS) if in_workers is None else in_workers:
+            process.adapt(self)
 
     # What an app uses.
 
@@ -122,6 +147,7 @@ class Departure:
         """Have `health` answer as the drain has it, and show what is going on."""
         health.source = DrainedLifecycle(self.drain, health.lifecycle)
         health.drain_view = self.view
+        self.parting = EJECT if health.envoy else ()
         health.accompany(self)  # a worker that has had nothing but probes must know that it drains
         if self.operator is not None:
             self.operator = replace(self.operator, path=health.service.health_path)

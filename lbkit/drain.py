@@ -27,10 +27,25 @@ from enum import Enum
 
 from lbkit.errors import ConfigError
 
-__all__ = ["Drain", "DrainTimings", "Phase", "Reason", "Reject", "Step", "over_budget", "rejects", "spread"]
+__all__ = [
+    "ACCEPT_FILTER",
+    "Drain",
+    "DrainTimings",
+    "Phase",
+    "Reason",
+    "Reject",
+    "Step",
+    "over_budget",
+    "rejects",
+    "spread",
+    "wants",
+]
 
 ROOM = 15.0
 """Seconds that requests get after the delay, unless told otherwise."""
+
+ACCEPT_FILTER = "LBKIT_ACCEPT_FILTER"
+"""The switch that all processes of a replica look at."""
 
 LONGEST_LEAD = 1.0
 QUIET = 0.25
@@ -63,6 +78,7 @@ class Step(Enum):
 
     WAIT = "wait"
     END_STREAMS = "end streams"
+    STOP_LISTENING = "stop listening"
     HAND_OVER = "hand over"
 
 
@@ -127,8 +143,13 @@ class Drain:
     assigned once for its purpose: a signal handler may call `begin`, and no lock is ever held.
     """
 
-    def __init__(self, timings: DrainTimings | None = None, *, starting: bool = False) -> None:
+    def __init__(
+        self, timings: DrainTimings | None = None, *, starting: bool = False, accept_filter: bool = False
+    ) -> None:
         self.timings = timings if timings is not None else DrainTimings()
+        self.accept_filter = accept_filter
+        """Nothing new gets in after the delay, and what waits to be accepted counts as in flight."""
+
         self.draining = False
         """The one thing that every request asks. Kept in step by `_note`."""
 
@@ -229,14 +250,18 @@ class Drain:
         self._idle_since = None if busy else self._idle_since if self._idle_since is not None else now
         if began_at is None:
             return Step.WAIT
-        if self._handed_over or (self.signal_at is not None and self._may_go(now, now - began_at)):
+        elapsed, delay = now - began_at, self.timings.pre_stop_delay
+        if self._handed_over or (self.signal_at is not None and self._may_go(now, elapsed)):
             return Step.HAND_OVER
-        soon = now - began_at >= self.timings.pre_stop_delay - self.timings.lead
-        return Step.END_STREAMS if soon else Step.WAIT
+        if self.signal_at is not None and elapsed >= delay:
+            return Step.STOP_LISTENING
+        return Step.END_STREAMS if elapsed >= delay - self.timings.lead else Step.WAIT
 
     def _may_go(self, now: float, elapsed: float) -> bool:
         quiet = self._idle_since is not None and now - self._idle_since >= QUIET
-        return elapsed >= self.timings.deadline or (elapsed >= self.timings.pre_stop_delay and quiet)
+        # The filter is set after the delay, so only what is quiet from then on is empty.
+        delay = self.timings.pre_stop_delay + (QUIET if self.accept_filter else 0.0)
+        return elapsed >= self.timings.deadline or (elapsed >= delay and quiet)
 
     def late(self, now: float) -> bool:
         """Whether the deadline is over: what still runs has had its time."""
@@ -266,6 +291,14 @@ def rejects(reject: Reject, *, method: str, marked: bool) -> bool:
     return reject is Reject.ALWAYS or (reject is Reject.MARKED and marked)
 
 
+def wants(environ: Mapping[str, str], name: str) -> bool:
+    """What a switch says: 1 or 0, and 0 when it is not set."""
+    value = environ.get(name, "") or "0"
+    if value not in ("0", "1"):
+        raise ConfigError(f"need 0 or 1 in {name}, got {value!r}")
+    return value == "1"
+
+
 def spread(index: int, count: int, *, seconds: float, chance: float) -> float:
     """When, from now, stream `index` of `count` shall end: one after another, moved by `chance` (0..1)."""
     # Rounding alone can lead past the end.
@@ -283,13 +316,16 @@ def over_budget(
     if limit is None:
         return []
     whole = timings.deadline + (graceful or 0.0)
+    yours = "(set LBKIT_STOP_LIMIT where it comes later)"
     if timings.pre_stop_delay >= limit:
-        return [f"pre_stop_delay={timings.pre_stop_delay:g} does not fit into the {limit:g} s before SIGKILL"]
+        delay = f"pre_stop_delay={timings.pre_stop_delay:g}"
+        return [f"{delay} does not fit into the {limit:g} s before SIGKILL {yours}"]
     if whole > limit:
         parts = f"drain_timeout={timings.deadline:g}" + (
             f" and graceful_timeout={graceful:g}" if graceful else ""
         )
-        return [f"{parts} may take {whole:g} s, and SIGKILL comes after {limit:g} s: requests could be cut"]
+        late = f"SIGKILL comes after {limit:g} s {yours}: requests could be cut"
+        return [f"{parts} may take {whole:g} s, and {late}"]
     return []
 
 

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any
 
 from lbkit import statefile
-from lbkit.drain import Drain, DrainTimings, Phase, Reason, Step, over_budget
+from lbkit.drain import ACCEPT_FILTER, Drain, DrainTimings, Phase, Reason, Step, over_budget, wants
 from lbkit.process import stop_limit
 from lbkit.statefile import Hook, StateFile, StateFileError
 
@@ -46,7 +46,8 @@ def when_ready(server: Any) -> None:
     MasterDrain(file, timings).arm()
     for warning in over_budget(timings, graceful=server.cfg.graceful_timeout, limit=stop_limit(os.environ)):
         server.log.warning("lbkit: %s", warning)
-    server.log.info("lbkit: drain armed in the master, delay %g s", timings.pre_stop_delay)
+    words = "lbkit: drain armed in the master, delay %g s, deadline %g s"
+    server.log.info(words, timings.pre_stop_delay, timings.deadline)
 
 
 class MasterDrain:
@@ -54,7 +55,7 @@ class MasterDrain:
 
     def __init__(self, file: StateFile, timings: DrainTimings) -> None:
         self.file = file
-        self.drain = Drain(timings)
+        self.drain = Drain(timings, accept_filter=wants(os.environ, ACCEPT_FILTER))
         self._pid = os.getpid()
 
     def arm(self) -> None:

@@ -143,7 +143,7 @@ class Health:
         self.budget = budget
         self._metrics_in_readiness = metrics_in_readiness
         self._retry_after = retry_after
-        self._envoy = envoy
+        self.envoy = envoy
         self._watchdog = watchdog
         self._beside = tuple(beside)
         self._clock = clock
@@ -456,7 +456,7 @@ class Health:
         headers: list[tuple[str, str]] = []
         if said.code == 503:
             headers.append(("Retry-After", str(self._retry_after)))
-        if self._envoy and said.state in (State.DRAINING, State.STOPPED):
+        if self.envoy and said.state in (State.DRAINING, State.STOPPED):
             headers.append(("X-Envoy-Immediate-Health-Check-Fail", "true"))
         return tuple(headers)
 

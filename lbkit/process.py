@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import threading
 import time
 import weakref
@@ -18,8 +17,10 @@ from pathlib import Path
 from typing import Protocol
 
 from lbkit import statefile
+from lbkit.adapters import adapted
 from lbkit.drain import Drain, Phase, Reason, Step, over_budget
 from lbkit.errors import ConfigError
+from lbkit.listeners import Listeners
 from lbkit.signals import Chain, chain, supervisor, worker_of
 from lbkit.statefile import Hook, StateFile, StateFileError
 from lbkit.types import Clock
@@ -27,6 +28,12 @@ from lbkit.types import Clock
 __all__ = ["THIS_PROCESS", "Leaver", "Process", "stop_limit"]
 
 logger = logging.getLogger("lbkit.drain")
+
+SERVERS = ("uvicorn.error", "gunicorn.error", "hypercorn.error", "_granian", "waitress")
+"""The loggers of servers: what is said there at the start is seen, also where nobody has set ours up."""
+
+STOP_LIMITS = {"KUBERNETES_SERVICE_HOST": 30.0, "ECS_CONTAINER_METADATA_URI_V4": 30.0}
+DOCKER, DOCKER_LIMIT = Path("/.dockerenv"), 10.0
 
 TICK = 0.05
 
@@ -56,6 +63,8 @@ class Process:
         self._stopped = threading.Event()
         self._watching = False
         self._repeated = False
+        self._told = False
+        self._listeners: Listeners | None = None
         os.register_at_fork(after_in_child=self._forked)
 
     @property
@@ -81,7 +90,15 @@ class Process:
         """
         self._leavers.add(leaver)
         if (self._chain is None or not self._chain.armed) and self._above() is None:
-            self._chain = chain(self._on_term)
+            self._chain = chain(self._on_term) or self._chain
+            if self._chain is not None:
+                self._tell_hook()
+
+    def adapt(self, leaver: Leaver) -> None:
+        """Take the signal in a worker of hypercorn or granian. See `lbkit.adapters`."""
+        self._leavers.add(leaver)
+        if self._chain is None and self._above() is None:
+            self._chain = adapted(self._on_term)
 
     def start(self, leaver: Leaver) -> None:
         """That app serves here from now on."""
@@ -104,6 +121,7 @@ class Process:
                 self._stopped.set()
                 self._watching = False
                 self._forget_file()
+                self._forget_listeners()
                 if self._chain is not None:
                     self._chain.remove()
 
@@ -116,12 +134,16 @@ class Process:
             for leaver in leavers:
                 step = leaver.drain.step(now, in_flight=total)
                 leaver.look(step, now)
+                if step is Step.STOP_LISTENING and leaver.drain.accept_filter:
+                    self._stop_listening()
                 if step is Step.HAND_OVER and self._chain is not None:
                     leaver.drain.hand_over()
+            if _all_gone(leavers):
+                self._forget_listeners()
             if self._chain is not None and _all_gone(leavers) and not self._repeated:
                 self._repeated = True
                 self._forget_file()
-                os.kill(os.getpid(), signal.SIGTERM)
+                self._chain.repeat()
 
     def order(self, *, drain: bool) -> bool:
         """An operator's order, for all processes of this replica. False when it cannot be taken back."""
@@ -190,7 +212,24 @@ class Process:
                 drain.hand_over()
 
     def _own_in_flight(self) -> int:
-        return sum(leaver.drain.in_flight for leaver in list(self._leavers))
+        waiting = 0 if self._listeners is None else self._listeners.waiting
+        return waiting + sum(leaver.drain.in_flight for leaver in list(self._leavers))
+
+    def _stop_listening(self) -> None:
+        """Let nothing new in. Where that cannot be done we go on without it, and say so."""
+        if self._listeners is not None:
+            return
+        self._listeners = Listeners()
+        try:
+            self._listeners.shut()
+        except OSError as error:
+            why = "what the kernel accepts from now on may be lost"
+            _say(logging.WARNING, "lbkit: no accept filter (%s): %s", error.strerror or error, why)
+
+    def _forget_listeners(self) -> None:
+        """Our copies would keep the sockets open that the server closes."""
+        if self._listeners is not None:
+            self._listeners.close()
 
     def _above(self) -> Path | None:
         """The state file of a launcher or of gunicorn's master, which takes the signal for us."""
@@ -220,22 +259,25 @@ class Process:
             file.remove()
 
     def _tell_hook(self) -> None:
-        hook = self.hook
+        """Say once who takes the signal, and what does not fit: when we are armed, if anybody can hear it."""
+        if self._told or not (self._watching or _voice(logging.WARNING)):
+            return
+        self._told, hook = True, self.hook
         if hook is Hook.NONE:
             _advise()
             return
         timings = next(iter(self._leavers)).drain.timings
-        delay, deadline = timings.pre_stop_delay, timings.deadline
-        logger.info("drain armed by %s: delay %g s, deadline %g s", hook.name.lower(), delay, deadline)
-        if hook is Hook.PROCESS:
+        words = "lbkit: drain armed by %s, delay %g s, deadline %g s"
+        _say(logging.INFO, words, hook.name.lower(), timings.pre_stop_delay, timings.deadline)
+        if hook is Hook.PROCESS:  # the others have told it for all their workers
             for warning in over_budget(timings, limit=stop_limit(self._environ)):
-                logger.warning("%s", warning)
+                _say(logging.WARNING, "lbkit: %s", warning)
 
     def _forked(self) -> None:
         """A fork copies no threads and no locks to rely on; what was in flight is the parent's."""
         self._lock = threading.RLock()
-        self._watching = self._repeated = False
-        self.file = None
+        self._watching = self._repeated = self._told = False
+        self.file = self._listeners = None
         for leaver in list(self._leavers):
             leaver.drain.forget()
             leaver.forked()
@@ -247,25 +289,39 @@ def _all_gone(leavers: list[Leaver]) -> bool:
     return any(gone) and all(done or each.drain.starting for done, each in zip(gone, leavers, strict=True))
 
 
-def stop_limit(environ: Mapping[str, str]) -> float | None:
-    """Seconds from SIGTERM to SIGKILL: LBKIT_STOP_LIMIT, else 30 on Kubernetes and on ECS, else unknown."""
+def stop_limit(environ: Mapping[str, str], *, docker: Path = DOCKER) -> float | None:
+    """Seconds from SIGTERM to SIGKILL: LBKIT_STOP_LIMIT, else the orchestrator's default, else unknown.
+
+    That is 30 on Kubernetes and on ECS, and 10 in Docker.
+    """
     if value := environ.get("LBKIT_STOP_LIMIT"):
         try:
             return float(value)
         except ValueError:
             raise ConfigError(f"need a number of seconds in LBKIT_STOP_LIMIT, got {value!r}") from None
-    known = ("KUBERNETES_SERVICE_HOST", "ECS_CONTAINER_METADATA_URI_V4")
-    return 30.0 if any(name in environ for name in known) else None
+    known = [limit for name, limit in STOP_LIMITS.items() if name in environ]
+    return known[0] if known else DOCKER_LIMIT if docker.exists() else None
+
+
+def _voice(level: int) -> logging.Logger | None:
+    """Our logger if somebody listens to it, else the server's."""
+    named = [logger, *map(logging.getLogger, SERVERS)]
+    return next((each for each in named if each.isEnabledFor(level) and each.hasHandlers()), None)
+
+
+def _say(level: int, words: str, *facts: object) -> None:
+    (_voice(level) or logger).log(level, words, *facts)
 
 
 def _advise() -> None:
     worker = worker_of()
     if worker is None:  # no server that we know of: a test client, or a server with handlers of its own
         logger.debug("drain not armed in this process: SIGTERM goes to its own handler")
-    elif worker == "gunicorn":
-        logger.warning("drain not armed: start gunicorn with -c python:lbkit.gunicorn, or through lbkit exec")
-    else:
-        logger.warning("drain not armed in a worker of %s: start the server through lbkit exec", worker)
+        return
+    way = "start the server through lbkit exec"
+    if worker == "gunicorn":
+        way = f"start gunicorn with -c python:lbkit.gunicorn, or {way}"
+    _say(logging.WARNING, "lbkit: drain not armed in a worker of %s: %s", worker, way)
 
 
 THIS_PROCESS = Process()

@@ -42,11 +42,15 @@ class Chain:
     @property
     def armed(self) -> bool:
         """Whether the handler is really ours, in this very process."""
-        raise NotImplementedError
+        return os.getpid() == self._pid
 
     def remove(self) -> None:
         """Put the old handler back, if the handler is ours."""
         raise NotImplementedError
+
+    def repeat(self) -> None:
+        """Have the old handler run, in the main thread: it is time."""
+        os.kill(os.getpid(), TERM)
 
     def _is_for_us(self) -> bool:
         # A fork has inherited the handler; its SIGTERM is none of ours.

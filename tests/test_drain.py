@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from lbkit.drain import (
+    ACCEPT_FILTER,
     QUIET,
     Drain,
     DrainTimings,
@@ -18,6 +19,7 @@ from lbkit.drain import (
     over_budget,
     rejects,
     spread,
+    wants,
 )
 from lbkit.errors import ConfigError
 
@@ -41,9 +43,9 @@ def leaving(*, in_flight: int = 0, timings: DrainTimings = TIMINGS) -> Drain:
         (0, 3.9, Step.WAIT),
         (0, 4.0, Step.END_STREAMS),
         (0, 4.9, Step.END_STREAMS),
-        (1, 5.0, Step.END_STREAMS),
+        (1, 5.0, Step.STOP_LISTENING),
         (0, 5.0, Step.HAND_OVER),
-        (1, 29.9, Step.END_STREAMS),
+        (1, 29.9, Step.STOP_LISTENING),
         (1, 30.0, Step.HAND_OVER),
     ],
 )
@@ -53,20 +55,38 @@ def test_what_it_is_time_for_follows_from_time_and_load(in_flight: int, after: f
 
 def test_the_process_is_handed_over_only_when_it_has_been_quiet_for_a_moment() -> None:
     drain = leaving(in_flight=1)
-    assert drain.step(BEGAN + 6) is Step.END_STREAMS
+    assert drain.step(BEGAN + 6) is Step.STOP_LISTENING
     drain.leave(0, None)
-    assert drain.step(BEGAN + 6.1) is Step.END_STREAMS
+    assert drain.step(BEGAN + 6.1) is Step.STOP_LISTENING
     drain.enter("late", None)
-    assert drain.step(BEGAN + 6.2) is Step.END_STREAMS
+    assert drain.step(BEGAN + 6.2) is Step.STOP_LISTENING
     drain.leave("late", None)
-    assert drain.step(BEGAN + 6.3) is Step.END_STREAMS
+    assert drain.step(BEGAN + 6.3) is Step.STOP_LISTENING
     assert drain.step(BEGAN + 6.3 + QUIET) is Step.HAND_OVER
+
+
+def test_with_a_filter_what_waits_to_be_accepted_is_asked_after_the_delay() -> None:
+    drain = Drain(TIMINGS, accept_filter=True)
+    drain.begin(BEGAN)
+    drain.step(BEGAN)
+    assert drain.step(BEGAN + 5) is Step.STOP_LISTENING  # quiet for long, but the filter is set only now
+    assert drain.step(BEGAN + 5.1, in_flight=1) is Step.STOP_LISTENING
+    assert drain.step(BEGAN + 5.2, in_flight=0) is Step.STOP_LISTENING
+    assert drain.step(BEGAN + 5.2 + QUIET, in_flight=0) is Step.HAND_OVER
+
+
+@pytest.mark.parametrize(("value", "wanted"), [("1", True), ("0", False), ("", False)])
+def test_a_switch_in_the_environment_is_on_or_off(value: str, wanted: bool) -> None:
+    assert wants({ACCEPT_FILTER: value}, ACCEPT_FILTER) is wanted
+    assert wants({}, ACCEPT_FILTER) is False
+    with pytest.raises(ConfigError, match="need 0 or 1 in LBKIT_ACCEPT_FILTER, got 'yes'"):
+        wants({ACCEPT_FILTER: "yes"}, ACCEPT_FILTER)
 
 
 def test_requests_of_other_processes_hold_the_hand_over_back() -> None:
     drain = leaving()
-    assert drain.step(BEGAN + 6, in_flight=1) is Step.END_STREAMS
-    assert drain.step(BEGAN + 7, in_flight=0) is Step.END_STREAMS
+    assert drain.step(BEGAN + 6, in_flight=1) is Step.STOP_LISTENING
+    assert drain.step(BEGAN + 7, in_flight=0) is Step.STOP_LISTENING
     assert drain.step(BEGAN + 7 + QUIET, in_flight=0) is Step.HAND_OVER
 
 
@@ -118,7 +138,7 @@ def test_a_job_that_is_held_counts_as_in_flight() -> None:
     drain = leaving()
     with drain.hold("nightly report"):
         assert drain.in_flight == 1
-        assert drain.step(BEGAN + 6) is Step.END_STREAMS
+        assert drain.step(BEGAN + 6) is Step.STOP_LISTENING
     assert drain.in_flight == 0
 
 
@@ -203,9 +223,9 @@ def test_a_drain_that_does_not_fit_is_told_in_words(
 class AnyLife(RuleBasedStateMachine):
     """Any sequence of orders, requests and time."""
 
-    @initialize(starting=st.booleans())
-    def born(self, starting: bool) -> None:
-        self.drain = Drain(TIMINGS, starting=starting)
+    @initialize(starting=st.booleans(), accept_filter=st.booleans())
+    def born(self, starting: bool, accept_filter: bool) -> None:
+        self.drain = Drain(TIMINGS, starting=starting, accept_filter=accept_filter)
         self.starting = starting
         self.now = 0.0
         self.inside: list[object] = []

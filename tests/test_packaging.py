@@ -54,6 +54,7 @@ def test_the_wheel_holds_the_library_and_the_plugins_and_nothing_else(wheel: Pat
     for package in ("lbkit", "lbkit_flask", "lbkit_starlette", "lbkit_fastapi"):
         assert f"{package}/__init__.py" in names
         assert f"{package}/py.typed" in names, "type checkers ignore a package without it"
+    assert {f"lbkit/stores/{script}.lua" for script in ("commit", "index", "unlock")} <= set(names)
 
 
 def test_without_extras_lbkit_imports_alone_and_needs_two_libraries(clean_python: Path) -> None:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from lbkit.asgi.operator import OperatorMiddleware
+from lbkit.asgi.task import running_task
 from lbkit.departure import Departure
-from lbkit.drain import Drain, rejects, spread
+from lbkit.drain import rejects, spread
 from lbkit.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = ["DrainMiddleware"]
@@ -60,12 +61,12 @@ class DrainMiddleware:
         drain = self._drain
         if kind == "http":
             if drain.draining and self._rejects(scope):
-                await _refuse(send)
+                await self._refuse(send)
                 return
-            exchange = Exchange(drain, scope, send, asyncio.current_task())
+            exchange = Exchange(self.departure, scope, send, running_task())
             receiving = receive
         elif kind == "websocket":
-            exchange = socket = Socket(drain, scope, send, asyncio.current_task(), receive)
+            exchange = socket = Socket(self.departure, scope, send, running_task(), receive)
             receiving = socket.receive
         else:
             await self.app(scope, receive, send)
@@ -103,6 +104,11 @@ class DrainMiddleware:
         reject = self.departure.reject
         return rejects(reject, method=scope["method"], marked=MARK in map(tuple, scope["headers"]))
 
+    async def _refuse(self, send: Send) -> None:
+        headers = [*REFUSAL_HEADERS, *_bytes(self.departure.parting), CLOSE]
+        await send({"type": "http.response.start", "status": 503, "headers": headers})
+        await send({"type": "http.response.body", "body": REFUSAL})
+
     def _end_streams(self, seconds: float) -> None:
         """On the drain's thread. Streams that have been told already are left alone."""
         streams = [ticket for ticket, _ in self._drain.inside() if isinstance(ticket, Exchange)]
@@ -124,10 +130,12 @@ class DrainMiddleware:
 class Exchange:
     """One request on its way: what its answer began with, and whether we ended it."""
 
-    __slots__ = ("_drain", "_send", "cut", "ended", "last", "scope", "started", "task", "told")
+    __slots__ = ("_departure", "_send", "cut", "ended", "last", "scope", "started", "task", "told")
 
-    def __init__(self, drain: Drain, scope: Scope, send: Send, task: asyncio.Task[object] | None) -> None:
-        self._drain = drain
+    def __init__(
+        self, departure: Departure, scope: Scope, send: Send, task: asyncio.Task[object] | None
+    ) -> None:
+        self._departure = departure
         self.scope = scope
         self._send = send
         self.task = task
@@ -141,8 +149,8 @@ class Exchange:
             return _nowhere()
         if self.started is None:
             self.started = message
-            if self._drain.draining:
-                message = self._closing(message)
+            if self._departure.drain.draining:
+                message = self._parting(message)
         self.last = message
         return self._send(message)
 
@@ -185,11 +193,12 @@ class Exchange:
         if self.task is not None and (uncancel := getattr(self.task, "uncancel", None)) is not None:
             uncancel()  # from Python 3.11 on, somebody may ask whether it is still asked for
 
-    def _closing(self, message: Message) -> Message:
-        if not self.scope.get("http_version", "1.1").startswith("1"):
-            return message
+    def _parting(self, message: Message) -> Message:
+        more = _bytes(self._departure.parting)
+        if self.scope.get("http_version", "1.1").startswith("1"):
+            more.append(CLOSE)
         headers = [header for header in message.get("headers", ()) if header[0].lower() != b"connection"]
-        return {**message, "headers": [*headers, CLOSE]}
+        return {**message, "headers": [*headers, *more]}
 
 
 class Socket(Exchange):
@@ -198,9 +207,14 @@ class Socket(Exchange):
     __slots__ = ("_closing_task", "_over", "_receive")
 
     def __init__(
-        self, drain: Drain, scope: Scope, send: Send, task: asyncio.Task[object] | None, receive: Receive
+        self,
+        departure: Departure,
+        scope: Scope,
+        send: Send,
+        task: asyncio.Task[object] | None,
+        receive: Receive,
     ) -> None:
-        super().__init__(drain, scope, send, task)
+        super().__init__(departure, scope, send, task)
         self._receive = receive
         self._over = asyncio.Event()
         self._closing_task: asyncio.Task[None] | None = None
@@ -258,6 +272,5 @@ async def _nowhere() -> None:
     """Where an app's messages go when the answer has ended."""
 
 
-async def _refuse(send: Send) -> None:
-    await send({"type": "http.response.start", "status": 503, "headers": [*REFUSAL_HEADERS, CLOSE]})
-    await send({"type": "http.response.body", "body": REFUSAL})
+def _bytes(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]

@@ -22,6 +22,8 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
+from lbkit.errors import ConfigError
+
 __all__ = [
     "CREATED",
     "DEVICE",
@@ -38,6 +40,7 @@ __all__ = [
     "Fields",
     "Result",
     "SyncStore",
+    "refuse_endless",
 ]
 
 OWN = b"\0"
@@ -49,8 +52,8 @@ DEVICE = b"\0m"
 FORWARD = b"\0r"
 """The key under which the session goes on: a hash that has it takes no delta and answers MOVED."""
 
-LARGEST_COUNTER = 2**53
-"""Counters lie between its negative and it: the largest that Redis' Lua can add up without rounding."""
+LARGEST_COUNTER = 2**53 - 1
+"""Counters lie between its negative and it: beyond, the numbers of Redis' Lua and of JavaScript round."""
 
 Fields: TypeAlias = Mapping[bytes, bytes]
 
@@ -63,7 +66,7 @@ class Delta(NamedTuple):
     ttl: float | None = None
     """Seconds until the session expires unless it is touched again; None leaves that as it was.
 
-    A delta with `create` or `drop` needs one, unless it leaves nothing behind.
+    With `create` or `drop` there is nothing to leave: they need one, unless no field remains.
     """
 
     sets: Mapping[bytes, bytes] = NOTHING
@@ -83,6 +86,12 @@ class Delta(NamedTuple):
 
     drop: bool = False
     """Remove whatever the session holds before `sets`: alone, it ends the session once all checks hold."""
+
+
+def refuse_endless(delta: Delta) -> None:
+    """Raise ConfigError for a delta that would leave a session that never expires."""
+    if delta.ttl is None and (delta.create or delta.drop) and (delta.sets or delta.incrs):
+        raise ConfigError("need a ttl in a delta with create or drop: the session would never expire")
 
 
 class Result(Enum):

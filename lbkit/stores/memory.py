@@ -16,7 +16,16 @@ from collections.abc import Collection, Mapping, Sequence
 from threading import RLock
 
 from lbkit.errors import ConfigError
-from lbkit.sessions.store import FORWARD, LARGEST_COUNTER, Committed, Delta, Entry, Fields, Result
+from lbkit.sessions.store import (
+    FORWARD,
+    LARGEST_COUNTER,
+    Committed,
+    Delta,
+    Entry,
+    Fields,
+    Result,
+    refuse_endless,
+)
 from lbkit.types import Clock
 
 __all__ = ["AsyncMemoryStore", "MemoryStore"]
@@ -55,6 +64,7 @@ class MemoryStore:
             return None if found is None else dict(found)
 
     def commit(self, key: str, delta: Delta) -> Committed:
+        refuse_endless(delta)
         with self._lock:
             self._expire()
             if (refusal := self._refused(key, delta)) is not None:
@@ -224,10 +234,9 @@ def _miscounted(fields: Mapping[bytes, bytes], delta: Delta) -> Committed | None
     """The refusal of an increment that cannot be done, as the deletes and sets leave its field."""
     for field, by in delta.incrs.items():
         kept = None if field in delta.dels else fields.get(field)
-        before = delta.sets.get(field, kept)
-        if before is not None and not COUNTER.fullmatch(before):
-            return Committed(Result.NOT_INT, field=field)
-        if abs(int(before or b"0") + by) > LARGEST_COUNTER:
+        value = delta.sets.get(field, b"0" if kept is None else kept)
+        before = int(value) if COUNTER.fullmatch(value) else LARGEST_COUNTER + 1
+        if max(abs(before), abs(by), abs(before + by)) > LARGEST_COUNTER:
             return Committed(Result.NOT_INT, field=field)
     return None
 

@@ -12,8 +12,8 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sized
 
 from lbkit.departure import Departure
-from lbkit.drain import Drain, rejects, spread
-from lbkit.types import Clock, Environ, ExcInfo, StartResponse, WSGIApp
+from lbkit.drain import rejects, spread
+from lbkit.types import Environ, ExcInfo, StartResponse, WSGIApp
 from lbkit.wsgi.connection import close_after
 from lbkit.wsgi.operator import OperatorMiddleware
 
@@ -49,10 +49,10 @@ class DrainMiddleware:
             self.departure.start()
         drain = self._drain
         if drain.draining and self._rejects(environ):
-            headers = REFUSAL_HEADERS + close_after(environ, start_response)
+            headers = [*REFUSAL_HEADERS, *self.departure.parting, *close_after(environ, start_response)]
             start_response("503 Service Unavailable", headers)
             return [REFUSAL]
-        exchange = Exchange(drain, environ, start_response, self.departure.clock)
+        exchange = Exchange(self.departure, environ, start_response)
         drain.enter(exchange, environ)
         try:
             body = self.app(environ, exchange.start_response)
@@ -79,13 +79,13 @@ class DrainMiddleware:
 class Exchange:
     """One request on its way, and the body of its answer. Counted out once, however it ends."""
 
-    __slots__ = ("_clock", "_drain", "_environ", "_headers", "_start_response", "body", "ends_at")
+    __slots__ = ("_departure", "_drain", "_environ", "_headers", "_start_response", "body", "ends_at")
 
-    def __init__(self, drain: Drain, environ: Environ, start_response: StartResponse, clock: Clock) -> None:
-        self._drain = drain
+    def __init__(self, departure: Departure, environ: Environ, start_response: StartResponse) -> None:
+        self._departure = departure
+        self._drain = departure.drain
         self._environ = environ
         self._start_response = start_response
-        self._clock = clock
         self._headers: list[tuple[str, str]] = []
         self.body: Iterable[bytes] = ()
         self.ends_at: float | None = None
@@ -99,7 +99,8 @@ class Exchange:
     ) -> Callable[[bytes], object]:
         self._headers = headers
         if self._drain.draining:
-            headers = [*headers, *close_after(self._environ, self._start_response)]
+            close = close_after(self._environ, self._start_response)
+            headers = [*headers, *self._departure.parting, *close]
         if exc_info is None:  # a server written to the letter may take two arguments alone
             return self._start_response(status, headers)
         return self._start_response(status, headers, exc_info)
@@ -112,11 +113,11 @@ class Exchange:
         )
 
     def __iter__(self) -> Iterator[bytes]:
-        drain = self._drain
+        drain, clock = self._drain, self._departure.clock
         try:
             for chunk in self.body:
                 yield chunk
-                if drain.draining and self.ends_at is not None and self._clock() >= self.ends_at:
+                if drain.draining and self.ends_at is not None and clock() >= self.ends_at:
                     yield LAST_EVENT
                     break
         finally:

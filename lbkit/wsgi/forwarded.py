@@ -44,6 +44,8 @@ class ForwardedMiddleware:
     The app reads them where it always does, and so does the server's access log; what the server saw
     stays in `environ["lbkit.forwarded"]`. Put it outside of everything that asks who the client is.
 
+    waitress removes the headers first unless it is told `clear_untrusted_proxy_headers=False`.
+
     A WSGI server may hand on `X_Forwarded_For` as the real header. gunicorn, Werkzeug and waitress drop
     it; in front of another server let the balancer drop headers with '_' in their names, as nginx does.
     """

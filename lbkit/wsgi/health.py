@@ -40,7 +40,8 @@ class HealthMiddleware:
             if reply is not None:
                 closing = close_after(environ, start_response) if reply.draining else []
                 start_response(reply.wsgi_status, [*reply.wsgi_headers, *closing])
-                return [] if environ["REQUEST_METHOD"] == "HEAD" else [reply.body(wall)]
+                # Not an empty list: hypercorn sends the head with the first piece of a body, or never.
+                return [b"" if environ["REQUEST_METHOD"] == "HEAD" else reply.body(wall)]
         return self.app(environ, start_response)
 
     def _kept(self, path: str, environ: Environ, wall: float) -> Reply | None:

@@ -17,6 +17,7 @@ from lbkit.health import Outcome, Thresholds
 from lbkit.monitor import Health
 from lbkit.service import Service
 from lbkit.side_port import AgentPort, SidePort
+from tests.e2e.servers import free_port
 from tests.programs import program
 
 LIMIT = 30.0
@@ -36,13 +37,6 @@ backend pool
     {backend}
     server web1 127.0.0.1:{side} check inter 50ms fall 1 rise 1 {server}
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class HAProxy:

@@ -122,6 +122,11 @@ def test_the_page_is_readable(
         told = tab.evaluate("[...document.querySelectorAll('.figure')].map(f => parseFloat(f.innerText))")
         assert len(shares) == 3
         assert shares == pytest.approx(told, abs=0.6)
+        # The longest figure there is stands on one line.
+        assert tab.evaluate(
+            "(() => { const [f, g] = document.querySelectorAll('.figure'); f.innerText = '100.0 %';"
+            " return f.clientHeight === g.clientHeight && f.scrollWidth <= f.parentElement.clientWidth; })()"
+        )
 
 
 def test_the_page_loads_nothing_else_and_breaks_no_rule_of_its_policy(tab: Tab, health: Health) -> None:

@@ -202,6 +202,34 @@ def listening(process: Process, port: int) -> None:
     raise AssertionError(f"nobody listens on {port}: {process}")
 
 
+ESSENCE = {
+    "sticky_nginx_route.conf": ["sticky route $lb_route;", r'"~^(?<id>[A-Za-z0-9_-]+)\." $id;'],
+    "sticky_nginx_map.conf": ["map $cookie_lb $to {", r'"~^web1\." web_web1;', "proxy_pass http://$to;"],
+    "sticky_haproxy.cfg": ["use-server", "http-request del-header _ -m sub"],
+    "sticky_haproxy_verified.cfg": ["txn.", "use-server"],
+    "sticky_envoy.yaml": [
+        "handle",
+        "local id",
+        "strict: false",
+        "StatefulSession",
+        "HeaderBased",
+        "x-lb-host",
+    ],
+    "sticky_traefik.yaml": ["web1: {rule:", "to-web1: {failover", "any: {rule"],
+}
+
+
+@pytest.mark.parametrize("conf", ESSENCE)
+def test_the_readme_shows_the_lines_that_run_here(conf: str) -> None:
+    readme = (CONF.parent.parent.parent / "README.md").read_text()
+    lines = [line.strip() for line in (CONF / conf).read_text().splitlines()]
+    for essence in ESSENCE[conf]:
+        found = [line for line in lines if essence in line and not re.search(r"^#|@[A-Z0-9]+@", line)]
+        shown = [line for line in found if line.removeprefix("- ") in readme]
+        assert found
+        assert shown == found, essence
+
+
 def test_a_new_client_is_balanced_and_told_who_answered(balancer: Balancer) -> None:
     clients = [balancer.client() for _ in range(12)]
     landed = [client.replica() for client in clients]

@@ -231,3 +231,9 @@ def test_an_app_that_is_mounted_answers_below_its_mount_point() -> None:
     outer = TestClient(Starlette(routes=[Mount("/shop", app=inner)]))
     assert outer.get("/shop/health").json()["version"] == "1.0.0"
     assert outer.get("/health").status_code == 404
+
+
+def test_the_very_first_probe_finds_the_drain_ready(framework: str, plugin: Any) -> None:
+    app = APPS[framework]()
+    plugin(app)
+    assert status_of(app, framework, "/health/ready")["drain"]["state"] == "ready"

@@ -44,7 +44,7 @@ li .soft{margin:0;font-variant-numeric:tabular-nums}
 li p{flex:1 0 100%;margin:0;font-size:.875rem;overflow-wrap:anywhere}
 svg{flex:1 1 5rem;height:.6rem;border-radius:99px;display:block;min-width:4rem}
 .track{fill:var(--line)}.fill{fill:currentColor}
-.figure{flex:0 0 4rem;text-align:right;font-variant-numeric:tabular-nums}
+.figure{flex:0 0 4rem;text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 .name{flex:0 0 4.5rem}
 @media(max-width:34rem){li .soft{flex:1 0 100%;order:1}li p{order:2}}
 """.strip()

@@ -1,0 +1,282 @@
+"""What a store says to Redis, and what the answers mean: one text for each way of carrying it.
+
+=====================  =========  ==============================================================
+key                    type       holds
+=====================  =========  ==============================================================
+`{prefix}s:{key}`      hash       a session, a field for each of its keys; it expires as a whole
+`{prefix}u:{user}`     zset       the sessions of a user, by the time at which they end
+`{prefix}l:{key}`      string     the lock of a session: who holds it
+=====================  =========  ==============================================================
+
+A method is a flow: it yields a `Call`, is sent the reply, and returns what the store's method returns. Each
+command names keys of one slot alone, so a cluster can do it all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Awaitable, Callable, Collection, Generator, Iterable, Mapping, Sequence
+from importlib.resources import files
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
+
+from lbkit.errors import ConfigError, StoreUnavailable
+from lbkit.sessions.store import Committed, Delta, Entry, Fields, Result, refuse_endless
+
+__all__ = ["Broken", "Call", "Command", "Dialogue", "Flow", "NoScript", "WrongType", "arun", "run"]
+
+log = logging.getLogger("lbkit.sessions")
+
+T = TypeVar("T")
+
+Command: TypeAlias = "tuple[str | bytes | int, ...]"
+
+# Braces are welcome: they put all sessions of a small cluster into one slot.
+PREFIX = re.compile(r"[A-Za-z0-9_.:/{}-]{0,64}", re.ASCII)
+
+
+class Call(NamedTuple):
+    """Commands to be sent at once. The answer to one is its reply, to several a list of theirs.
+
+    Of several, one that met a WrongType has that in its place; any other error is raised.
+    """
+
+    commands: Sequence[Command]
+    repeatable: bool = False
+    """May it be sent again when the connection broke, although the server may have done it already?"""
+
+
+Flow: TypeAlias = Generator[Call, Any, T]
+
+
+class NoScript(Exception):
+    """Thrown into a flow: the server does not know this script yet, or will not run it by its name."""
+
+
+class Broken(StoreUnavailable):
+    """Thrown into a flow: the connection broke, or could not be made. Unlike a timeout, it cost no time."""
+
+
+class WrongType(Exception):
+    """Thrown into a flow: what is under the key is no session, and never was."""
+
+
+def run(flow: Flow[T], ask: Callable[[Call], Any]) -> T:
+    """Hold the dialogue: what `ask` returns is the reply, and what it raises is thrown into the flow."""
+    try:
+        call = next(flow)
+        while True:
+            try:
+                reply = ask(call)
+            except Exception as error:
+                call = flow.throw(error)
+            else:
+                call = flow.send(reply)
+    except StopIteration as done:
+        return cast(T, done.value)
+
+
+async def arun(flow: Flow[T], ask: Callable[[Call], Awaitable[Any]]) -> T:
+    """The same, awaited."""
+    try:
+        call = next(flow)
+        while True:
+            try:
+                reply = await ask(call)
+            except Exception as error:
+                call = flow.throw(error)
+            else:
+                call = flow.send(reply)
+    except StopIteration as done:
+        return cast(T, done.value)
+
+
+def _sent(call: Call) -> Flow[Any]:
+    """The reply, if need be over a second connection: one that lay idle may have lost its server."""
+    try:
+        return (yield call)
+    except Broken:
+        if not call.repeatable:
+            raise
+        return (yield call)
+
+
+class Script(NamedTuple):
+    text: bytes
+    sha: str
+
+    @classmethod
+    def named(cls, name: str) -> Script:
+        text = files(__package__).joinpath(f"{name}.lua").read_bytes()
+        return cls(text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
+
+    def call(self, key: str, *arguments: str | bytes | int, repeatable: bool = False) -> Flow[Any]:
+        """By its name; a server that was started anew, or has taken over, is told the text."""
+        try:
+            return (yield from _sent(Call((("EVALSHA", self.sha, 1, key, *arguments),), repeatable)))
+        except NoScript:
+            return (yield from _sent(Call((("EVAL", self.text, 1, key, *arguments),), repeatable)))
+
+
+COMMIT = Script.named("commit")
+INDEX = Script.named("index")
+UNLOCK = Script.named("unlock")
+
+
+class Dialogue:
+    """`prefix` stands before each key, so that several apps can share a server."""
+
+    def __init__(self, *, prefix: str = "lbkit:") -> None:
+        if not PREFIX.fullmatch(prefix):
+            raise ConfigError(f"need a prefix of up to 64 letters, digits and _.:/{{}}-, got {prefix!r}")
+        self.prefix = prefix
+        self._session = f"{prefix}s:"
+        self._asked_for_policy = False
+
+    def load(self, key: str) -> Flow[Fields | None]:
+        try:
+            reply = yield from _sent(Call((("HGETALL", self._session + key),), repeatable=True))
+        except WrongType:
+            return None
+        return _mapping(reply) or None
+
+    def commit(self, key: str, delta: Delta) -> Flow[Committed]:
+        refuse_endless(delta)
+        reply = yield from COMMIT.call(
+            self._session + key, *_arguments(delta), repeatable=_same_if_repeated(delta)
+        )
+        return _committed(delta, reply)
+
+    def delete(self, *keys: str) -> Flow[int]:
+        if not keys:
+            return 0
+        call = Call([("UNLINK", self._session + key) for key in keys], repeatable=True)
+        replies = yield from _sent(call)
+        return int(replies) if len(keys) == 1 else sum(map(int, replies))
+
+    def look(self, keys: Sequence[str], fields: Sequence[bytes]) -> Flow[list[Fields | None]]:
+        # A session without any of the fields must not look like none.
+        asked = [command for key in keys for command in self._look(key, fields)]
+        if not asked:
+            return []
+        replies = yield from _sent(Call(asked, repeatable=True))
+        pairs = zip(replies[::2], replies[1::2], strict=True)
+        return [
+            _some(fields, values) if int(there) and type(values) is list else None for there, values in pairs
+        ]
+
+    def _look(self, key: str, fields: Sequence[bytes]) -> Iterable[Command]:
+        yield "EXISTS", self._session + key
+        yield "HMGET", self._session + key, *(fields or (b"\0",))
+
+    def index(
+        self, user: str, *, now: float, add: Entry | None = None, remove: Collection[str] = ()
+    ) -> Flow[None]:
+        added = (add.key, _milliseconds(add.expires_at)) if add else ("", "")
+        yield from INDEX.call(f"{self.prefix}u:{user}", _milliseconds(now), *added, *remove, repeatable=True)
+
+    def sessions_of(self, user: str, *, now: float) -> Flow[list[Entry]]:
+        key, after = f"{self.prefix}u:{user}", f"({_milliseconds(now)}"
+        call = Call((("ZRANGEBYSCORE", key, after, "+inf", "WITHSCORES"),), repeatable=True)
+        reply = yield from _sent(call)
+        # Protocol 3 answers with pairs, protocol 2 with one flat list.
+        pairs = (
+            reply if reply and not isinstance(reply[0], bytes) else zip(reply[::2], reply[1::2], strict=True)
+        )
+        return [Entry(bytes(name).decode(), float(score) / 1000) for name, score in pairs]
+
+    def lock(self, key: str, token: str, *, ttl: float) -> Flow[bool]:
+        reply = yield Call((("SET", f"{self.prefix}l:{key}", token, "NX", "PX", _milliseconds(ttl)),))
+        return bool(reply)
+
+    def unlock(self, key: str, token: str) -> Flow[bool]:
+        return bool((yield from UNLOCK.call(f"{self.prefix}l:{key}", token)))
+
+    def ping(self) -> Flow[None]:
+        yield from _sent(Call((("PING",),), repeatable=True))
+        if not self._asked_for_policy:
+            self._asked_for_policy = True
+            yield from self._warn_of_eviction()
+
+    def _warn_of_eviction(self) -> Flow[None]:
+        try:
+            policy = _evicts((yield Call((("INFO", "memory"),))))
+        except (StoreUnavailable, ValueError, TypeError):  # not allowed, or another kind of server
+            return
+        if policy is not None:
+            log.warning(
+                "maxmemory-policy is %s: when Redis is full, it ends sessions in use; need noeviction",
+                policy,
+            )
+
+    @property
+    def sessions(self) -> str:
+        """The pattern of all sessions' keys, for SCAN."""
+        return re.sub(r"([\[\]*?\\])", r"\\\1", self._session) + "*"
+
+    def key_of(self, name: bytes | str) -> str:
+        """The session's key, of the name that it has in Redis. A client of the app's may have decoded it."""
+        text = name if isinstance(name, str) else name.decode()
+        return text.removeprefix(self._session)
+
+
+def _arguments(delta: Delta) -> list[str | bytes | int]:
+    arguments: list[str | bytes | int] = [
+        "new" if delta.create else "old",
+        "whole" if delta.whole else "part",
+        "drop" if delta.drop else "keep",
+        "" if delta.ttl is None else _milliseconds(delta.ttl),
+    ]
+    arguments.append(2 * len(delta.expect))
+    for field, value in delta.expect.items():
+        arguments += field, _digest(value)
+    arguments += len(delta.dels), *delta.dels
+    for pairs in (delta.sets, delta.incrs):
+        arguments.append(2 * len(pairs))
+        for pair in pairs.items():
+            arguments += pair
+    return arguments
+
+
+def _same_if_repeated(delta: Delta) -> bool:
+    """Would a second time change nothing, and answer the same?"""
+    return not (delta.create or delta.incrs or delta.expect or delta.whole or delta.drop)
+
+
+def _committed(delta: Delta, reply: Sequence[Any]) -> Committed:
+    name, *more = reply
+    result = Result[bytes(name).decode()]
+    if result is Result.OK:
+        return Committed(result, dict(zip(delta.incrs, map(int, more), strict=True)))
+    if result is Result.MOVED:
+        return Committed(result, moved_to=more[0].decode())
+    return Committed(result, field=more[0] if more else None)
+
+
+def _digest(value: bytes | None) -> str:
+    return "" if value is None else hashlib.sha1(value, usedforsecurity=False).hexdigest()
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def _mapping(reply: Any) -> Mapping[bytes, bytes]:
+    """Protocol 3 answers with a map, protocol 2 with a flat list."""
+    if isinstance(reply, dict):
+        return reply
+    return dict(zip(reply[::2], reply[1::2], strict=True))
+
+
+def _some(fields: Sequence[bytes], values: Sequence[bytes | None]) -> Fields:
+    return {field: value for field, value in zip(fields, values, strict=False) if value is not None}
+
+
+def _evicts(reply: Any) -> str | None:
+    """The policy by which a server ends sessions that are in use, None for one that does not."""
+    if not isinstance(reply, dict):
+        lines = (line.partition(":") for line in bytes(reply).decode("utf-8", "replace").splitlines())
+        reply = {name: value for name, _, value in lines}
+    policy = str(reply.get("maxmemory_policy", "noeviction"))
+    return policy if int(reply.get("maxmemory", 0)) > 0 and policy != "noeviction" else None

@@ -1,0 +1,342 @@
+"""The drain on real servers: who takes SIGTERM, what a second one does, how streams end, who else drains."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from tests.e2e.replicas import (
+    EXEC,
+    LIMIT,
+    MASTER,
+    PYTHON,
+    SERVERS,
+    UVICORN,
+    Replica,
+    free_ports,
+    get,
+    until,
+)
+
+GUNICORN = SERVERS["gunicorn sync --preload"]
+LONG = "3600"
+"""Seconds: a delay that does not end by itself within a test."""
+
+Start = Callable[..., Replica]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    replicas: list[Replica] = []
+
+    def one(command: list[str], **settings: str) -> Replica:
+        replicas.append(Replica(command, free_ports(1)[0], tmp_path, **settings))
+        replicas[-1].wait_until_ready()
+        return replicas[-1]
+
+    yield one
+    for replica in replicas:
+        replica.kill()
+
+
+def drain_of(replica: Replica) -> dict[str, object]:
+    # An answer is given again for a second; to a question that is new, it is made anew.
+    drain = json.loads(get(replica.port, f"/health/ready?{time.monotonic()}")[1])["drain"]
+    assert isinstance(drain, dict)
+    return drain
+
+
+def lbkit(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "lbkit", *arguments]
+    environ = {"XDG_RUNTIME_DIR": str(folder), "PATH": "/usr/bin:/bin"}
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=LIMIT, check=False)
+
+
+@pytest.mark.parametrize(
+    ("server", "hook"),
+    [
+        ("uvicorn", "process"),
+        ("uvicorn --workers 2", "launcher"),
+        ("hypercorn", "launcher"),
+        ("gunicorn sync --preload", "gunicorn"),
+        ("waitress", "process"),
+    ],
+)
+def test_sigterm_fails_readiness_and_a_second_one_hands_over(server: str, hook: str, start: Start) -> None:
+    replica = start(SERVERS[server], LBKIT_PRE_STOP_DELAY=LONG)
+    assert (drain_of(replica)["armed"], drain_of(replica)["hook"]) == (True, hook)
+    assert "drain armed" in str(replica)
+    replica.send(signal.SIGTERM)
+    # Each of several workers must say so, so a good many are asked.
+    until(lambda: all(replica.health() == 503 for _ in range(20)), replica)
+    assert replica.health("/health/live") == 200
+    assert get(replica.port, "/fast?id=1")[1].startswith("ok 1 ")
+    assert (drain_of(replica)["state"], drain_of(replica)["reason"]) == ("draining", "signal")
+    replica.send(signal.SIGTERM)
+    # A clean end, with the exit code that the server has without us.
+    assert replica.end() == (-signal.SIGTERM if hook == "process" else 0), replica
+
+
+@pytest.mark.parametrize("server", ["waitress", "uvicorn --workers 2", "gunicorn gthread"])
+def test_a_request_in_flight_holds_the_hand_over_back(server: str, start: Start) -> None:
+    a_request_in_flight_is_answered(start(SERVERS[server], LBKIT_PRE_STOP_DELAY="0.1", SLOW="1"))
+
+
+@pytest.mark.parametrize("server", ["hypercorn", "granian asgi", "granian wsgi"])
+def test_who_cannot_use_the_launcher_may_drain_in_the_worker(server: str, start: Start) -> None:
+    settings = {"LBKIT_PRE_STOP_DELAY": "0.1", "LBKIT_IN_WORKERS": "1", "SLOW": "1"}
+    replica = start(SERVERS[server][len(EXEC) :], **settings)
+    assert drain_of(replica)["hook"] == "process"
+    a_request_in_flight_is_answered(replica)
+
+
+def a_request_in_flight_is_answered(replica: Replica) -> None:
+    answers: list[tuple[int, str]] = []
+    slow = threading.Thread(target=lambda: answers.append(get(replica.port, "/slow?id=1")))
+    slow.start()
+    until(lambda: drain_of(replica)["in_flight"] == 1, replica)
+    replica.send(signal.SIGTERM)
+    replica.end()
+    slow.join(LIMIT)
+    assert answers[0][0] == 200
+    assert answers[0][1].startswith("ok 1 ")
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        "uvicorn",
+        "uvicorn --workers 2",
+        "hypercorn",
+        "hypercorn -w 0",
+        "granian asgi",
+        "gunicorn uvicorn",
+        "gunicorn asgi",
+        "gunicorn gthread",
+        "granian wsgi",
+    ],
+)
+def test_streams_that_have_no_end_are_ended_well_and_the_process_leaves(server: str, start: Start) -> None:
+    # With that deadline, the process is here to the end of the test unless its streams have ended.
+    replica = start(SERVERS[server], LBKIT_PRE_STOP_DELAY="0.5", LBKIT_DRAIN_TIMEOUT=LONG)
+    connection = http.client.HTTPConnection("127.0.0.1", replica.port, timeout=LIMIT)
+    connection.request("GET", "/sse")
+    stream = connection.getresponse()
+    assert stream.readline() == b"data: tick\n"
+    codes: list[int] = []
+    chat = threading.Thread(target=lambda: codes.append(close_code(replica.port)))
+    chats = server not in ("gunicorn gthread", "granian wsgi")
+    if chats:
+        chat.start()
+        until(lambda: drain_of(replica)["in_flight"] == 2, replica)
+    replica.send(signal.SIGTERM)
+    # http.client raises IncompleteRead when the chunked body is cut.
+    assert b"event: shutdown\nretry: 1000\n" in stream.read()
+    connection.close()
+    assert replica.end() in (0, -signal.SIGTERM), replica
+    if chats:
+        chat.join(LIMIT)
+        assert codes == [1012]
+
+
+def close_code(port: int) -> int:
+    """Talk until the server closes the websocket."""
+    with connect(f"ws://127.0.0.1:{port}/ws", proxy=None) as socket:
+        try:
+            while True:
+                socket.send("still there?")
+                socket.recv(LIMIT)
+        except ConnectionClosed as closed:
+            return closed.rcvd.code if closed.rcvd is not None else 1006
+
+
+def test_a_reload_of_gunicorn_does_not_make_health_flap(start: Start) -> None:
+    replica = start([*SERVERS["gunicorn gthread"]], LBKIT_PRE_STOP_DELAY=LONG)
+    before = {get(replica.port, "/fast?id=1")[1].split()[2] for _ in range(40)}
+    codes: list[int] = []
+
+    def all_are_new() -> bool:
+        codes.append(replica.health())
+        return (
+            get(replica.port, "/fast?id=1")[1].split()[2:] not in [[pid] for pid in before]
+            and len(codes) > 100
+        )
+
+    replica.send(signal.SIGHUP)
+    until(all_are_new, replica)
+    assert 503 not in codes
+
+
+def test_a_worker_without_a_hook_says_so(start: Start) -> None:
+    replica = start([word for word in SERVERS["gunicorn gthread"] if word not in MASTER[:2]])
+    assert drain_of(replica)["armed"] is False
+    assert "drain not armed in a worker of gunicorn: start gunicorn with -c" in str(replica)
+
+
+def test_a_delay_that_does_not_fit_is_told_at_the_start(start: Start) -> None:
+    settings = {"LBKIT_PRE_STOP_DELAY": "40", "LBKIT_STOP_LIMIT": "30"}
+    for command in (SERVERS["gunicorn gthread"], SERVERS["hypercorn"], SERVERS["uvicorn"]):
+        assert "pre_stop_delay=40 does not fit into the 30 s before SIGKILL" in str(
+            start(command, **settings)
+        )
+
+
+def test_an_operator_drains_every_worker_and_takes_it_back(start: Start, tmp_path: Path) -> None:
+    replica = start(GUNICORN)
+    assert "ready, 0 requests in flight" in lbkit(tmp_path, "status").stdout
+    assert lbkit(tmp_path, "drain").returncode == 0
+    until(lambda: replica.health() == 503, replica)
+    until(lambda: [replica.health() for _ in range(60)] == [503] * 60, replica)
+    assert "draining (operator)" in lbkit(tmp_path, "status").stdout
+    assert lbkit(tmp_path, "undrain").returncode == 0
+    until(lambda: [replica.health() for _ in range(60)] == [200] * 60, replica)
+
+
+def test_an_operator_waits_until_the_replica_is_empty(start: Start, tmp_path: Path) -> None:
+    replica = start(SERVERS["gunicorn gthread"], LBKIT_PRE_STOP_DELAY="0.1", SLOW="1")
+    answers: list[str] = []
+    slow = threading.Thread(target=lambda: answers.append(get(replica.port, "/slow?id=7")[1]))
+    slow.start()
+    until(lambda: "1 request in flight" in lbkit(tmp_path, "status").stdout, replica)
+    done = lbkit(tmp_path, "drain", "--wait")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "0 requests in flight")
+    slow.join(LIMIT)
+    assert answers[0].startswith("ok 7 ")
+
+
+def test_a_signals_drain_cannot_be_taken_back_by_an_operator(start: Start, tmp_path: Path) -> None:
+    replica = start(SERVERS["hypercorn"], LBKIT_PRE_STOP_DELAY=LONG)
+    replica.send(signal.SIGTERM)
+    until(lambda: replica.health() == 503, replica)
+    refused = lbkit(tmp_path, "undrain")
+    assert (refused.returncode, "cannot be taken back" in refused.stderr) == (2, True)
+
+
+def test_without_an_app_the_operator_is_told_where_we_looked(tmp_path: Path) -> None:
+    refused = lbkit(tmp_path, "drain")
+    assert (refused.returncode, str(tmp_path / "lbkit") in refused.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [
+        ("raise SystemExit(7)", 7),
+        ("import os; os.kill(os.getpid(), 9)", -9),
+        ("import os; os.kill(os.getpid(), 15)", -15),
+    ],
+)
+def test_the_launcher_ends_as_its_command_does(script: str, code: int, tmp_path: Path) -> None:
+    replica = Replica([PYTHON, "-m", "lbkit", "exec", "--", PYTHON, "-c", script], 0, tmp_path)
+    assert replica.end() == code, replica
+    assert list((tmp_path / "lbkit").iterdir()) == []
+
+
+WAITS = (
+    "import signal, sys; signal.signal({0}, lambda *_: sys.exit(5)); print('up', flush=True); signal.pause()"
+)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT", "SIGUSR1"])
+def test_the_launcher_hands_signals_on_and_a_command_that_serves_nothing_needs_no_delay(
+    name: str, tmp_path: Path
+) -> None:
+    number = getattr(signal, name)
+    command = [
+        PYTHON,
+        "-m",
+        "lbkit",
+        "exec",
+        "--delay",
+        LONG,
+        "--",
+        PYTHON,
+        "-c",
+        WAITS.replace("{0}", str(int(number))),
+    ]
+    replica = Replica(command, 0, tmp_path)
+    try:
+        until(lambda: "up" in replica.log.read_text(), replica)
+        replica.send(number)
+        assert replica.end() == 5
+    finally:
+        replica.kill()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["exec"], "Error: need the server's command after --"),
+        (
+            ["exec", "--delay", "9", "--timeout", "3", "--", "true"],
+            "Error: need 0 <= pre_stop_delay <= drain_timeout",
+        ),
+        (["exec", "--", "no-such-server"], "Error: cannot start no-such-server"),
+    ],
+)
+def test_a_mistake_on_the_launchers_line_is_told_in_one(
+    arguments: list[str], line: str, tmp_path: Path
+) -> None:
+    refused = lbkit(tmp_path, *arguments)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(line)
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_sigterm_during_the_start_is_not_held_back(tmp_path: Path) -> None:
+    (tmp_path / "slow_start.py").write_text(
+        "import asyncio, contextlib\n"
+        "from starlette.applications import Starlette\n"
+        "from lbkit_starlette import LBKit\n"
+        "@contextlib.asynccontextmanager\n"
+        "async def lifespan(app):\n"
+        "    print('starting', flush=True)\n"
+        "    await asyncio.sleep(0.5)\n"
+        "    yield\n"
+        "app = Starlette(lifespan=lifespan)\n"
+        "LBKit(app)\n"
+    )
+    command = [*UVICORN[:3], "slow_start:app", f"--app-dir={tmp_path}", "--port={port}"]
+    replica = Replica(command, free_ports(1)[0], tmp_path, LBKIT_PRE_STOP_DELAY=LONG)
+    try:
+        until(lambda: "starting" in replica.log.read_text(), replica)
+        replica.send(signal.SIGTERM)
+        replica.end()
+    finally:
+        replica.kill()
+
+
+FORKS = """
+import os, signal, sys, time
+from lbkit import Departure
+departure = Departure()
+departure.arm()
+departure.start()
+out, into = os.pipe()
+child = os.fork()
+if not child:
+    os.write(into, b"up")
+    time.sleep(3600)
+os.read(out, 2)  # before that, CPython forgets the signals of a child
+os.kill(child, signal.SIGTERM)
+print("child", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), departure.is_draining(), flush=True)
+"""
+
+
+def test_a_fork_of_an_armed_process_dies_of_its_own_sigterm(tmp_path: Path) -> None:
+    replica = Replica([PYTHON, "-c", FORKS], 0, tmp_path, LBKIT_PRE_STOP_DELAY=LONG)
+    try:
+        assert replica.end() == 0, replica
+        assert "child -15 False" in replica.log.read_text()
+    finally:
+        replica.kill()
