@@ -14,6 +14,7 @@ CARRY = {
     "wsgi",
     "stores",
     "checks",
+    "children",
     "probes",
     "metrics",
     "monitor",

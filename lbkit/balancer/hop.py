@@ -12,12 +12,29 @@ X-Forwarded-Host   the Host that the client asked for; what came in is dropped
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from lbkit.errors import ConfigError
 
-__all__ = ["FORWARDED", "WEB_SCHEMES", "add_client", "checked_header"]
+__all__ = ["FORWARDED", "HOP_BY_HOP", "WEB_SCHEMES", "add_client", "checked_header", "named_by_connection"]
 
 FORWARDED = ("x-forwarded-for", "x-forwarded-proto", "x-forwarded-host")
+
+HOP_BY_HOP = frozenset(
+    {
+        "connection",
+        "expect",  # the server in front of us has answered it
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+"""RFC 9110, section 7.6.1: what is about one connection, and goes no further than its other end."""
 
 TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 """RFC 9110, section 5.6.2: what a header's name is made of."""
@@ -42,3 +59,9 @@ def checked_header(name: str | None) -> str | None:
     if name is not None and not TOKEN.fullmatch(name):
         raise ConfigError(f"need a header name such as 'x-served-by', or None for no header, got {name!r}")
     return name
+
+
+def named_by_connection(values: Iterable[str]) -> frozenset[str]:
+    """Every header that goes no further, given the lines of `Connection`: it may name more of them."""
+    named = (name.strip().lower() for value in values for name in value.split(","))
+    return HOP_BY_HOP.union(filter(None, named))
