@@ -65,7 +65,9 @@ class Child:
         self.env = dict(env or {})
         self.patience = patience
         self.process: subprocess.Popen[bytes] | None = None
-        self._port = port
+        self.port = port
+        """None for a unix socket; 0 until a free one has been found."""
+
         self._folder: str | None = None
         self._words: deque[str] = deque(maxlen=LAST_WORDS)
         self._reader: threading.Thread | None = None
@@ -73,8 +75,8 @@ class Child:
     @property
     def address(self) -> str:
         """Where it listens; the same after a restart."""
-        if self._port is not None:
-            return f"http://127.0.0.1:{self._port}"
+        if self.port is not None:
+            return f"http://127.0.0.1:{self.port}"
         return f"unix:{self._socket_path()}"
 
     @property
@@ -139,7 +141,7 @@ class Child:
 
     def _listener(self) -> socket.socket:
         """Bound here, so that the address is known. The child listens, so that it refuses until then."""
-        if self._port is None:
+        if self.port is None:
             path = self._socket_path()
             path.parent.mkdir(mode=0o700, exist_ok=True)
             path.unlink(missing_ok=True)
@@ -148,16 +150,16 @@ class Child:
             return listener
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", self._port))
-        self._port = listener.getsockname()[1]
+        listener.bind(("127.0.0.1", self.port))
+        self.port = listener.getsockname()[1]
         return listener
 
     def _connects(self) -> bool:
-        unix = self._port is None
+        unix = self.port is None
         with socket.socket(socket.AF_UNIX if unix else socket.AF_INET) as probe:
             probe.settimeout(1.0)
             try:
-                probe.connect(str(self._socket_path()) if unix else ("127.0.0.1", self._port))
+                probe.connect(str(self._socket_path()) if unix else ("127.0.0.1", self.port))
             except OSError:
                 return False
         return True

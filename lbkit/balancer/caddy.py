@@ -94,6 +94,10 @@ class Caddy:
         self._words = policy.split()
         self._select = self._policy()
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(upstream.name for upstream in self.upstreams)
+
     def serve(self, request: Request, *, now: float) -> Flow:
         began_at, after, lost = now, 0.0, False
         attempts: list[str] = []

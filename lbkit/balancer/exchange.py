@@ -178,6 +178,11 @@ Flow = Generator["Attempt | Wait | Relay", "Outcome | None", Answer]
 class Model(Protocol):
     """A balancer, as far as it decides. Not to be used by two threads at the same time."""
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its replicas, in order."""
+        ...
+
     def serve(self, request: Request, *, now: float) -> Flow: ...
 
     def tell(self, name: str, standing: Standing) -> None:

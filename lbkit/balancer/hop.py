@@ -13,10 +13,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
+from ipaddress import ip_address
 
 from lbkit.errors import ConfigError
 
-__all__ = ["FORWARDED", "HOP_BY_HOP", "WEB_SCHEMES", "add_client", "checked_header", "named_by_connection"]
+__all__ = [
+    "FORWARDED",
+    "HOP_BY_HOP",
+    "WEB_SCHEMES",
+    "add_client",
+    "checked_header",
+    "named_by_connection",
+    "peer_address",
+]
 
 FORWARDED = ("x-forwarded-for", "x-forwarded-proto", "x-forwarded-host")
 
@@ -52,6 +62,15 @@ def add_client(earlier: str, client: str | None) -> str:
     """X-Forwarded-For, given what came in (several lines joined by a comma) and the peer's address."""
     peer = client or UNKNOWN
     return f"{earlier}, {peer}" if earlier else peer
+
+
+@lru_cache(4096)
+def peer_address(client: str | None) -> str:
+    """The address that is hashed: nginx' pseudo address for a peer that has none."""
+    try:
+        return str(ip_address(client or ""))
+    except ValueError:
+        return "0.0.0.0"  # noqa: S104 - hashed, not bound
 
 
 def checked_header(name: str | None) -> str | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Generic, TypeVar
 
+from lbkit.balancer.address import Address
 from lbkit.balancer.replica import Mode, Replica, ReplicaState
 from lbkit.errors import ConfigError, StartupError
 
-__all__ = ["Member", "make", "named"]
+__all__ = ["Member", "address_of", "make", "named"]
 
 T = TypeVar("T")
 
@@ -77,6 +78,14 @@ def named(apps: Mapping[str, T] | Iterable[T]) -> dict[str, T]:
         return {name_of(number): app for number, app in enumerate(apps, start=1)}
     except TypeError as error:
         raise ConfigError(f"need a sequence of apps, such as [app] * 3, got {apps!r}") from error
+
+
+def address_of(name: str, app: object) -> str:
+    """The text that rings and tables hash: a URL's host and port, else the replica's name."""
+    if not isinstance(app, str):
+        return name
+    address = Address.parse(app)
+    return f"unix:{address.path}" if address.path else f"{address.host}:{address.port}"
 
 
 def make(factory: Callable[[], T], *, replicas: int) -> dict[str, T]:

@@ -206,6 +206,10 @@ class Nginx:
     def peers(self) -> list[Peer]:
         return self.primaries + self.backups
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(peer.server.name for peer in self.peers)
+
     # -- one request, from its arrival to its answer
 
     def serve(self, request: Request, *, now: float) -> Flow:

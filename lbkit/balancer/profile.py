@@ -330,6 +330,10 @@ class Plain:
         self._names = [name for name in self._all if name not in self._skipped]
         self._turns = count()
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._all)
+
     def serve(self, request: Request, *, now: float) -> Flow:
         if not self._names:
             return Answer(status=503, replica=None, attempts=("-",))

@@ -50,6 +50,11 @@ class ReplicaState:
         self._inside: list[None] = []
 
     @property
+    def open(self) -> bool:
+        """Whether it gets new clients."""
+        return self.mode is Mode.READY
+
+    @property
     def active(self) -> int:
         """Requests that were sent here and have not ended."""
         return len(self._inside)

@@ -109,6 +109,10 @@ class Traefik:
             member.deadline = 1 / member.weight
             self._heap.push(member)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(member.name for member in self.members)
+
     def serve(self, request: Request, *, now: float) -> Flow:
         attempts: list[str] = []
         while True:

@@ -16,8 +16,8 @@ from pathlib import Path
 import click
 import uvicorn
 
-from lbkit.asgi.balancer import as_asgi
 from lbkit.asgi.forwarded import ForwardedMiddleware
+from lbkit.asgi.replica import as_asgi
 from lbkit.cli.target import find, one_line, parse
 from lbkit.errors import LbkitError
 from lbkit.forwarded import TrustedProxies

@@ -15,23 +15,30 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from random import Random
+from types import TracebackType
+from typing import TYPE_CHECKING
 
-from lbkit.balancer import Dispatch, KeyedPolicy, Policy, Pool, Replica, ReplicaState, Tried
+from lbkit.balancer import Dispatch, KeyedPolicy, Mode, Policy, Pool, Replica, ReplicaState, Tried
 from lbkit.balancer.affinity import choose
-from lbkit.balancer.exchange import Fault, fault_of
-from lbkit.balancer.hop import FORWARDED, add_client, checked_header
-from lbkit.balancer.members import Member, make, named
-from lbkit.errors import ConfigError, ReplicaRefused
-from lbkit.interface import Interface, interface_of
+from lbkit.balancer.arrangement import Arrangement, arranged
+from lbkit.balancer.exchange import Fault, Model, fault_of
+from lbkit.balancer.hop import checked_header
+from lbkit.balancer.members import Member, address_of, make, named
 from lbkit.sticky import Stick, Sticky
 from lbkit.types import Clock, Environ, ExcInfo, StartResponse, WSGIApp
+from lbkit.wsgi.environ import inner_environ, path_of
+from lbkit.wsgi.passage import Carrier
+from lbkit.wsgi.replica import ChildApp, Runnable, as_wsgi, refused
 from lbkit.wsgi.sticky import path, with_cookie
+from lbkit.wsgi.upstream import Upstream
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
 
 __all__ = ["Balancer"]
 
 logger = logging.getLogger("lbkit.balancer")
-
-FOR, PROTO, HOST = (f"HTTP_{name.upper().replace('-', '_')}" for name in FORWARDED)
 
 BAD_GATEWAY = b"502 Bad Gateway: the replica failed before it answered\n"
 
@@ -52,19 +59,39 @@ class Balancer:
 
     def __init__(
         self,
-        apps: Mapping[str, WSGIApp] | Iterable[WSGIApp],
+        apps: Mapping[str, Runnable] | Iterable[Runnable],
         *,
-        policy: Policy | KeyedPolicy | None = None,
-        sticky: Sticky | None = None,
+        profile: str | Model | None = None,
+        policy: str | Policy | KeyedPolicy | None = None,
+        weights: Mapping[str, int] | None = None,
+        backups: Iterable[str] = (),
+        max_conns: int | Mapping[str, int] = 0,
+        retry: str = "",
+        read_timeout: float | None = None,
+        sticky: str | Sticky | None = None,
         replica_header: str | None = "X-Lbkit-Replica",
         on_dispatch: Callable[[Dispatch], object] | None = None,
+        rng: Random | None = None,
+        allow_linear: bool = False,
         clock: Clock = time.monotonic,
         wall: Clock = time.time,
     ) -> None:
-        members = {name: only_wsgi(app) for name, app in named(apps).items()}
-        header = checked_header(replica_header)
+        given, header = named(apps), checked_header(replica_header)
+        model = arranged(
+            {name: address_of(name, app) for name, app in given.items()},
+            profile=profile,
+            policy=policy,
+            weights=weights,
+            backups=backups,
+            max_conns=max_conns,
+            retry=retry,
+            sticky=sticky,
+            rng=rng,
+            allow_linear=allow_linear,
+        )
+        members = {name: as_wsgi(app, read_timeout=read_timeout) for name, app in given.items()}
         self.named = {name: [(header, name)] if header is not None else [] for name in members}
-        self.pool = Pool(map(Replica, members), policy=policy)
+        self.pool = Pool(map(Replica, members), policy=policy if not isinstance(policy, str) else None)
         self.replicas: dict[str, Member[WSGIApp]] = {
             state.replica.name: Member(state, members[state.replica.name], refuse=refused)
             for state in self.pool.states
@@ -74,37 +101,74 @@ class Balancer:
         self.on_dispatch = on_dispatch
         self.clock = clock
         self.wall = wall
-        self.stick = Stick(sticky, members) if sticky is not None else None
+        self.stick = Stick(sticky, members) if isinstance(sticky, Sticky) else None
         """Who stays, and how many moved for which reason; None when clients are not sticky."""
 
         self._asks = self.stick is not None or self.pool.keyed
+        self._carrier = None if model is None else Carrier(self, model, read_timeout=read_timeout)
 
     @classmethod
     def from_factory(
         cls,
-        factory: Callable[[], WSGIApp],
+        factory: Callable[[], Runnable],
         *,
         replicas: int = 3,
-        policy: Policy | KeyedPolicy | None = None,
-        sticky: Sticky | None = None,
-        replica_header: str | None = "X-Lbkit-Replica",
-        on_dispatch: Callable[[Dispatch], object] | None = None,
-        clock: Clock = time.monotonic,
-        wall: Clock = time.time,
+        **arrangement: Unpack[Arrangement],
     ) -> Balancer:
         """A fresh app for each replica. When the factory raises: StartupError with the replica's name."""
-        apps = make(factory, replicas=replicas)
-        return cls(
-            apps,
-            policy=policy,
-            sticky=sticky,
-            replica_header=replica_header,
-            on_dispatch=on_dispatch,
-            clock=clock,
-            wall=wall,
-        )
+        return cls(make(factory, replicas=replicas), **arrangement)
+
+    def start(self) -> None:
+        """Start the replicas that are processes of their own. Those before a failed one are stopped again."""
+        try:
+            for member in self.replicas.values():
+                if isinstance(member.own, ChildApp):
+                    member.own.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Stop the replicas that are processes of their own, and hang up on those at a URL."""
+        for member in self.replicas.values():
+            if isinstance(member.own, (ChildApp, Upstream)):
+                member.own.close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def drain(self, name: str) -> None:
+        """The replica keeps the clients that are bound to it, and gets no new ones."""
+        self._set_mode(name, Mode.DRAIN)
+
+    def maintain(self, name: str) -> None:
+        """The replica gets nothing. What is inside may finish."""
+        self._set_mode(name, Mode.MAINT)
+
+    def ready(self, name: str) -> None:
+        """The replica takes part again."""
+        self._set_mode(name, Mode.READY)
+
+    def explain(self) -> dict[str, str]:
+        """For each replica that gets no new client now, the rule that skips it."""
+        if self._carrier is not None:
+            return self._carrier.backend.explain(self._carrier.now())
+        return {state.replica.name: state.mode.value for state in self.pool.states if not state.open}
+
+    def _set_mode(self, name: str, mode: Mode) -> None:
+        self.pool.set_mode(name, mode)
+        if self._carrier is not None:
+            self._carrier.backend.tell(name, mode=mode)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        if self._carrier is not None:
+            return self._carrier.carry(environ, start_response)
         state, cookie = self._choose(environ) if self._asks else (self.pool.pick(), None)
         if state is None:
             if self.on_dispatch is not None:
@@ -113,7 +177,7 @@ class Balancer:
         exchange = Exchange(self, state, environ, start_response)
         exchange.set_cookie = cookie
         try:
-            exchange.body = self.replicas[state.replica.name].app(_inner_environ(environ), exchange.start)
+            exchange.body = self.replicas[state.replica.name].app(inner_environ(environ), exchange.start)
         except Exception as error:
             exchange.error = error  # answered, like one that the body raises, when the server reads
         except BaseException:
@@ -254,7 +318,7 @@ class Exchange:
 
     def _bad_gateway(self, error: Exception) -> bytes:
         self.fault = fault_of(error)
-        what = f"{self._environ['REQUEST_METHOD']} {_path(self._environ)}"
+        what = f"{self._environ['REQUEST_METHOD']} {path_of(self._environ)}"
         logger.error("replica %s failed before it answered %s", self.state.replica.name, what, exc_info=error)
         self.set_cookie = None  # nobody is bound to a replica by an answer that it did not give
         length = str(len(BAD_GATEWAY))
@@ -283,7 +347,7 @@ class Exchange:
             replica=self.state.replica.name,
             client=self._environ.get("REMOTE_ADDR"),
             method=self._environ["REQUEST_METHOD"],
-            path=_path(self._environ),
+            path=path_of(self._environ),
             status=status,
             complete=self.complete,
             seconds=seconds,
@@ -297,28 +361,11 @@ def untaken(environ: Environ) -> Dispatch:
         replica=None,
         client=environ.get("REMOTE_ADDR"),
         method=environ["REQUEST_METHOD"],
-        path=_path(environ),
+        path=path_of(environ),
         status=503,
         complete=True,
         seconds=0.0,
     )
-
-
-def _inner_environ(environ: Environ) -> Environ:
-    inner = environ.copy()
-    inner["wsgi.multiprocess"] = True  # it is one of several replicas
-    inner[FOR] = add_client(environ.get(FOR, ""), environ.get("REMOTE_ADDR"))
-    inner[PROTO] = environ["wsgi.url_scheme"]
-    if host := environ.get("HTTP_HOST"):
-        inner[HOST] = host
-    elif HOST in inner:
-        del inner[HOST]
-    return inner
-
-
-def _path(environ: Environ) -> str:
-    path: str = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
-    return path.encode("latin-1").decode("utf-8", "replace")
 
 
 def unavailable(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -326,14 +373,3 @@ def unavailable(environ: Environ, start_response: StartResponse) -> Iterable[byt
     headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(UNAVAILABLE)))]
     start_response("503 Service Unavailable", [*headers, ("Retry-After", "1")])
     return [b"" if environ["REQUEST_METHOD"] == "HEAD" else UNAVAILABLE]
-
-
-def refused(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:  # noqa: ARG001
-    raise ReplicaRefused("the replica is stopped")
-
-
-def only_wsgi(app: WSGIApp) -> WSGIApp:
-    """The app itself. Raises ConfigError for what is no WSGI app."""
-    if interface_of(app) is Interface.ASGI:
-        raise ConfigError(f"need WSGI apps, got the ASGI app {app!r}: lbkit.asgi.Balancer takes both kinds")
-    return app

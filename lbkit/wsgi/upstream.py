@@ -21,7 +21,7 @@ from lbkit.types import Environ, StartResponse
 if TYPE_CHECKING:
     import httpcore
 
-__all__ = ["Upstream"]
+__all__ = ["Upstream", "target_of"]
 
 IDLE = 4.0
 """Seconds that an idle connection is kept: less than servers keep theirs."""
@@ -73,7 +73,7 @@ class Upstream:
             headers.append(("transfer-encoding", "chunked"))
         request = library.Request(
             environ["REQUEST_METHOD"],
-            library.URL(scheme=at.scheme, host=at.host, port=at.port, target=_target(environ)),
+            library.URL(scheme=at.scheme, host=at.host, port=at.port, target=target_of(environ)),
             headers=[(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers],
             content=content,
             extensions={"timeout": self._timeout},
@@ -157,7 +157,7 @@ def _end_to_end(headers: Headers) -> Headers:
     return [(name, value) for name, value in headers if name.lower() not in dropped]
 
 
-def _target(environ: Environ) -> bytes:
+def target_of(environ: Environ) -> bytes:
     """The path as it was sent, where the server tells it, and the query string."""
     raw = environ.get("RAW_URI") or environ.get("REQUEST_URI")
     if raw and raw.startswith("/"):

@@ -133,6 +133,7 @@ class Envoy:
     ) -> None:
         if not hosts:
             raise ConfigError("need at least one host, got none")
+        self._all = list(hosts)
         self.hosts = list(hosts)
         self._make = chooser
         self._hashing = hashing
@@ -143,6 +144,10 @@ class Envoy:
         self._connection = connection
         self._chance = chance or Chance()
         self._choosers: dict[Source, tuple[tuple[str, ...], Chooser]] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(host.name for host in self._all)
 
     def serve(self, request: Request, *, now: float) -> Flow:
         hashed, cookie = self._hash(request)
@@ -168,9 +173,11 @@ class Envoy:
                 host.active -= 1
 
     def tell(self, name: str, standing: Standing) -> None:
-        """A host that drains keeps its stateful sessions; one in maintenance or unhealthy loses them."""
-        host = next(host for host in self.hosts if host.name == name)
-        host.healthy = standing.up and standing.mode is not Mode.MAINT
+        """A host that drains keeps its stateful sessions. One in maintenance is no host any more."""
+        host = next(host for host in self._all if host.name == name)
+        host.removed = standing.mode is Mode.MAINT
+        self.hosts = [host for host in self._all if not host.removed]
+        host.healthy = standing.up
         host.draining = standing.mode is Mode.DRAIN
         self._reweigh(host, standing.share)
 
@@ -182,13 +189,13 @@ class Envoy:
         if share == host.share:
             return
         host.share = share
-        for each in self.hosts:  # all on a finer scale, so that the shares are kept
+        for each in self._all:  # all on a finer scale, so that the shares are kept
             each.weight = max(1, round(each.whole * SCALE * each.share))
         self._choosers.clear()
 
     def explain(self, now: float) -> dict[str, str]:
         """For each host that gets nothing now unless there is a panic, the rule that skips it."""
-        return {host.name: host.skipped for host in self.hosts if host.skipped}
+        return {host.name: host.skipped for host in self._all if host.skipped}
 
     # -- which host
 
@@ -202,6 +209,8 @@ class Envoy:
         return host
 
     def _draw(self, value: int, attempt: int) -> Host | None:
+        if not self.hosts:
+            return None
         priority, panic = self._priority(value)
         hosts = [host for host in self.hosts if host.priority == priority and (panic or host.usable)]
         if not hosts:

@@ -22,6 +22,9 @@ class Host:
     """What outlier detection says, and the balancer has heard."""
 
     draining: bool = False
+    removed: bool = False
+    """No host of the cluster for now: not even a panic brings requests to it."""
+
     active: int = 0
     share: float = 1.0
     """How much of its weight it gets."""
@@ -44,6 +47,8 @@ class Host:
     @property
     def skipped(self) -> str:
         """Why it gets no new client; empty when it may."""
+        if self.removed:
+            return "removed"
         if not self.healthy:
             return "unhealthy"
         return "ejected" if self.ejected else "draining" * self.draining

@@ -150,6 +150,10 @@ class Haproxy:
             raise ConfigError(f"need an algorithm of HAProxy ({names}), got {self.balance!r}")
         return known[word]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(node.name for node in self.nodes)
+
     # -- what an operator or a check may change
 
     def node(self, name: str) -> Node:
