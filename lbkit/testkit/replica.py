@@ -20,8 +20,8 @@ from functools import cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lbkit.asgi.balancer import as_asgi
 from lbkit.asgi.lifespan import Lifespan
+from lbkit.asgi.replica import as_asgi
 from lbkit.balancer import Mode
 from lbkit.errors import ConfigError, ReplicaRefused, ReplicaReset, StartupError
 from lbkit.testkit import faults as kinds
