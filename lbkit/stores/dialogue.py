@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 from lbkit.errors import ConfigError, StoreUnavailable
 from lbkit.sessions.store import Committed, Delta, Entry, Fields, Result, refuse_endless
 
-__all__ = ["Broken", "Call", "Command", "Dialogue", "Flow", "NoScript", "WrongType", "arun", "run"]
+__all__ = ["Broken", "Call", "Command", "Dialogue", "Flow", "NoScript", "WrongType", "arun", "refused", "run"]
 
 log = logging.getLogger("lbkit.sessions")
 
@@ -60,6 +60,15 @@ class Broken(StoreUnavailable):
 
 class WrongType(Exception):
     """Thrown into a flow: what is under the key is no session, and never was."""
+
+
+def refused(text: str, name: str) -> Exception:
+    """What to throw into a flow for the error that a server answers with."""
+    if (
+        text.startswith("NOSCRIPT") or "evalsha" in text.lower()
+    ):  # the latter from hosts that refuse the command
+        return NoScript(text)
+    return WrongType(text) if "WRONGTYPE" in text else StoreUnavailable(f"{name}: {text}")
 
 
 def run(flow: Flow[T], ask: Callable[[Call], Any]) -> T:

@@ -13,15 +13,16 @@ import inspect
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
 from itertools import islice
 from threading import Lock
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 from urllib.parse import urlencode
 from weakref import WeakKeyDictionary
 
 from lbkit.errors import ConfigError, MissingExtra, StoreUnavailable
 from lbkit.sessions.store import Committed, Delta, Entry, Fields
 from lbkit.stores import location
-from lbkit.stores.dialogue import Broken, Call, Dialogue, NoScript, WrongType, arun, run
+from lbkit.stores.dialogue import Broken, Call, Dialogue, NoScript, WrongType, arun, refused, run
 from lbkit.stores.location import Location
+from lbkit.stores.pipe import Pipe, fits
 
 try:
     import redis
@@ -155,7 +156,8 @@ class AsyncRedisStore:
         await self._carriers.close()
 
     async def _ask(self, call: Call) -> Any:
-        return await (await self._carriers.here()).ask(call)
+        carrier = self._carriers.known() or await self._carriers.here()
+        return await carrier.ask(call)
 
 
 class Blocking:
@@ -244,15 +246,20 @@ class Awaiting:
 class Carriers:
     """One carrier for each event loop: connections cannot leave theirs. Each is closed before its loop is."""
 
-    def __init__(self, make: Callable[[], Awaiting]) -> None:
+    def __init__(self, make: Callable[[], Awaiting | Pipe]) -> None:
         self._make = make
-        self._of: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Awaiting, AsyncGenerator[None, None]]]
+        self._of: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Any, AsyncGenerator[None, None]]]
         self._of = WeakKeyDictionary()
 
-    async def here(self) -> Awaiting:
+    def known(self) -> Awaiting | Pipe | None:
+        """The carrier of this loop, if it has one already."""
+        found = self._of.get(asyncio.get_running_loop())
+        return None if found is None else cast("Awaiting | Pipe", found[0])
+
+    async def here(self) -> Awaiting | Pipe:
         loop = asyncio.get_running_loop()
-        if (found := self._of.get(loop)) is not None:
-            return found[0]
+        if (known := self.known()) is not None:
+            return known
         carrier = self._make()
         tether = self._tether(loop, carrier)
         self._of[loop] = carrier, tether
@@ -263,7 +270,7 @@ class Carriers:
         if (found := self._of.get(asyncio.get_running_loop())) is not None:
             await found[1].aclose()
 
-    async def _tether(self, loop: asyncio.AbstractEventLoop, carrier: Awaiting) -> AsyncGenerator[None, None]:
+    async def _tether(self, loop: asyncio.AbstractEventLoop, carrier: Any) -> AsyncGenerator[None, None]:
         """A loop that ends closes the generators begun in it: whoever forgets us leaves no socket open."""
         try:
             yield
@@ -296,11 +303,13 @@ def _blocking(where: Any, timeout: float) -> Blocking:
     return Blocking(str(place), make, own=True)
 
 
-def _awaiting(where: Any, timeout: float) -> tuple[str, Callable[[], Awaiting]]:
+def _awaiting(where: Any, timeout: float) -> tuple[str, Callable[[], Awaiting | Pipe]]:
     if not isinstance(where, str):
         client = _given(where, awaited=True)
         return type(where).__name__, lambda: Awaiting(type(where).__name__, (client, ()), own=False)
     place = _place(where)
+    if fits(place):
+        return str(place), lambda: Pipe(place, timeout=timeout)
     retry = redis_py.asyncio.retry.Retry(redis_py.backoff.NoBackoff(), 0)
     options = {"max_connections": CONNECTIONS, **_options(place, timeout), "retry": retry}
 
@@ -384,14 +393,14 @@ def _answer(reply: Any) -> Any:
 
 def _translated(error: Exception, name: str) -> Exception:
     """What a flow understands. An error that is not about Redis stays as it is: it is a mistake of ours."""
-    text, kinds = str(error), {kind.__name__ for kind in type(error).__mro__}
-    if "NoScriptError" in kinds or "evalsha" in text.lower():  # the latter from hosts that refuse the command
-        return NoScript(text)
-    if "WRONGTYPE" in text:
-        return WrongType(text)
-    told = f"{name}: {type(error).__name__}: {text}"
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    told = f"{name}: {type(error).__name__}: {error}"
     if type(error).__name__ in BROKEN:
         return Broken(told)
+    if "NoScriptError" in kinds:
+        return NoScript(str(error))
+    if "ResponseError" in kinds:
+        return refused(str(error), name)
     if kinds & FAILURES or isinstance(error, (OSError, asyncio.TimeoutError)):
         return StoreUnavailable(told)
     return error
