@@ -176,15 +176,6 @@ class Sentinels:
             address = client.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", self.service)
         return next(each for each in self.servers if each.port == int(address[1]))
 
-    def fail_over(self) -> None:
-        """Name the other server, and wait until all Sentinels do."""
-        before = self.primary
-        with self.watchers[0].client() as client:
-            until(
-                lambda: client.execute_command("SENTINEL FAILOVER", self.service), "a replica is good enough"
-            )
-        self.wait_for_another(before)
-
     def wait_for_another(self, before: Server) -> None:
         until(
             lambda: self.primary is not before and _role(self.primary) == "master",

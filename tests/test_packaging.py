@@ -74,6 +74,12 @@ def test_a_missing_extra_is_named(clean_python: Path) -> None:
     assert "pip install 'lbkit-web[serve]'" in done.stderr
 
 
+def test_sessions_in_redis_without_redis_say_which_extra_is_missing(clean_python: Path) -> None:
+    code = "from lbkit.stores import store_from; store_from('memory://'); store_from('redis://cache')"
+    done = subprocess.run([clean_python, "-c", code], capture_output=True, text=True)
+    assert done.stderr.endswith("it comes with: pip install 'lbkit-web[redis]'\n")
+
+
 @pytest.mark.parametrize("plugin", ["lbkit_flask", "lbkit_starlette", "lbkit_fastapi"])
 def test_a_plugin_without_its_framework_says_which_library_is_missing(
     clean_python: Path, plugin: str

@@ -51,7 +51,7 @@ redis_py: Any = redis  # only some of it is annotated
 SENTINELS = {"sentinel_username": "username", "sentinel_password": "password"}
 
 # By name: a client may come from redis-py, from a fork of it, and in any of their versions.
-FAILURES = {"RedisError", "ValkeyError"}
+FAILURES = {"RedisError", "RedisClusterException", "ValkeyError", "ValkeyClusterException"}
 BROKEN = {"ConnectionError", "ConnectionResetError", "ConnectionAbortedError", "BrokenPipeError"}
 
 
@@ -283,7 +283,7 @@ def _blocking(where: Any, timeout: float) -> Blocking:
     if not isinstance(where, str):
         client = _given(where, awaited=False)
         return Blocking(type(where).__name__, lambda: (client, ()), own=False)
-    place = _place(where)
+    place = _place(where, timeout)
     retry = redis_py.retry.Retry(redis_py.backoff.NoBackoff(), 0)
     options = {"max_connections": CONNECTIONS, **_options(place, timeout), "retry": retry}
 
@@ -307,7 +307,7 @@ def _awaiting(where: Any, timeout: float) -> tuple[str, Callable[[], Awaiting | 
     if not isinstance(where, str):
         client = _given(where, awaited=True)
         return type(where).__name__, lambda: Awaiting(type(where).__name__, (client, ()), own=False)
-    place = _place(where)
+    place = _place(where, timeout)
     if fits(place):
         return str(place), lambda: Pipe(place, timeout=timeout)
     retry = redis_py.asyncio.retry.Retry(redis_py.backoff.NoBackoff(), 0)
@@ -331,7 +331,9 @@ def _awaiting(where: Any, timeout: float) -> tuple[str, Callable[[], Awaiting | 
     return str(place), lambda: Awaiting(str(place), make(), own=True)
 
 
-def _place(url: str) -> Location:
+def _place(url: str, timeout: float) -> Location:
+    if not timeout > 0:
+        raise ConfigError(f"need timeout > 0 seconds, got timeout={timeout}")
     place = location.parse(url)
     if place.kind == "memory":
         raise ConfigError("need a Redis URL, got memory://")
@@ -340,8 +342,6 @@ def _place(url: str) -> Location:
 
 def _options(place: Location, timeout: float) -> dict[str, Any]:
     """What the client is told. The URL's own options win, and are checked now, not at the first request."""
-    if not timeout > 0:
-        raise ConfigError(f"need timeout > 0 seconds, got timeout={timeout}")
     try:
         given: dict[str, Any] = redis_py.connection.parse_url(f"redis://localhost?{urlencode(place.options)}")
         for name in ("host", "port", "db", *SENTINELS):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,37 +14,8 @@ from hypothesis import strategies as st
 from lbkit.sessions.store import LARGEST_COUNTER, Delta, Entry, Result, SyncStore
 from lbkit.stores import astore_from, store_from
 from lbkit.stores.memory import MemoryStore
-from tests.redis_servers import Cluster, Sentinels, Server, cluster, sentinels, server
+from tests.redis_servers import Server
 from tests.stores.contract import RULES, Driven, fresh
-
-
-@pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("redis")
-    socket = f"--unixsocket {folder}/redis.sock"
-    with server(folder, *socket.split()) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with cluster(tmp_path_factory.mktemp("cluster")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentinels]:
-    with sentinels(tmp_path_factory.mktemp("sentinel")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def loop() -> Iterator[asyncio.AbstractEventLoop]:
-    loop = asyncio.new_event_loop()
-    yield loop
-    loop.run_until_complete(loop.shutdown_asyncgens())
-    loop.close()
-
 
 PLACES: dict[str, Callable[[pytest.FixtureRequest], Any]] = {
     "memory": lambda _: "memory://",
