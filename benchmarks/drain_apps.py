@@ -36,6 +36,7 @@ def health() -> Health:
     return Health(
         Service(version="1.0.0", drain_status=status),
         thresholds=never,
+        envoy=os.environ.get("ENVOY") == "1",
         beside=[AgentPort(int(agent))] if agent else [],
     )
 

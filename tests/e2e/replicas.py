@@ -47,6 +47,22 @@ SERVERS = {
 """Each with the hook that takes its SIGTERM."""
 
 
+BALANCERS = {
+    "envoy": (
+        "drain_envoy.yaml",
+        "--concurrency",
+        "1",
+        "--use-dynamic-base-id",
+        "-l",
+        "warn",
+        "-c",
+        "{conf}",
+    ),
+    "haproxy": ("drain_haproxy.cfg", "-db", "-f", "{conf}"),
+    "nginx": ("drain_nginx.conf", "-p", "{folder}/", "-c", "{conf}"),
+}
+
+
 class Replica:
     """A server in a process group of its own."""
 
@@ -138,13 +154,13 @@ class Clients:
 def balancer(kind: str, ports: list[int], folder: Path) -> Iterator[int]:
     """A real one before these replicas. Yields its port once it answers."""
     (front,) = free_ports(1)
-    suffix = {"haproxy": "cfg", "nginx": "conf"}[kind]
-    text = (CONF / f"drain_{kind}.{suffix}").read_text().replace("@DIR@", str(folder))
-    for name, port in zip(("@PORT@", "@WEB1@", "@WEB2@", "@WEB3@"), [front, *ports], strict=True):
-        text = text.replace(name, str(port))
-    conf = folder / f"{kind}.{suffix}"
+    name, *arguments = BALANCERS[kind]
+    conf = folder / name
+    text = (CONF / name).read_text().replace("@DIR@", str(folder))
+    for place, port in zip(("@PORT@", "@WEB1@", "@WEB2@", "@WEB3@"), [front, *ports], strict=True):
+        text = text.replace(place, str(port))
     conf.write_text(text)
-    arguments = {"haproxy": ["-db", "-f", str(conf)], "nginx": ["-p", f"{folder}/", "-c", str(conf)]}[kind]
+    arguments = [word.format(conf=conf, folder=folder) for word in arguments]
     with (folder / f"{kind}.log").open("ab") as log, ExitStack() as stack:
         process = subprocess.Popen([program(kind), *arguments], stdout=log, stderr=log)
         stack.callback(process.wait, LIMIT)
