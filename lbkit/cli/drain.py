@@ -103,17 +103,22 @@ def _wait(file: StateFile) -> bool:
     """Whether all requests have ended before the deadline. Counts them down."""
     machine = Drain(file.timings)
     machine.begin(file.orders.operator_at or time.monotonic())
-    most = file.in_flight()
-    with click.progressbar(length=max(most, 1), label="requests that ended", show_eta=False) as bar:
-        while True:
-            now, inside = time.monotonic(), file.in_flight()
-            most = max(most, inside)
-            bar.update(max(0, most - inside - bar.pos))
-            if machine.step(now, in_flight=inside) is Step.HAND_OVER:
-                break
+    inside = most = file.in_flight()
+    with click.progressbar(
+        length=max(most, 1), label="draining", show_eta=False, show_percent=False, item_show_func=_left
+    ) as bar:
+        while machine.step(time.monotonic(), in_flight=inside) is not Step.HAND_OVER:
+            most = max(most, inside)  # what comes meanwhile is served, too
+            bar.update(max(0, most - inside - bar.pos), inside)
             time.sleep(TICK)
+            inside = file.in_flight()
+        bar.update(0 if inside else (bar.length or 0) - bar.pos, inside)
     click.echo(f"{_requests(inside)} in flight")
     return not inside
+
+
+def _left(count: int | None) -> str | None:
+    return None if count is None else f"{_requests(count)} in flight"
 
 
 def _requests(count: int) -> str:
