@@ -162,13 +162,11 @@ class Drain:
 
         self._handed_over = False
         self._idle_since: float | None = None
-        self._inside: dict[object, object] = {}
-        # Bound methods of the dict: atomic, and a seventh of what a lock costs twice in every request.
-        self.enter = self._inside.__setitem__
-        """Count something in: `enter(ticket, what)`. Pair it with one `leave`."""
+        self.inside: dict[object, object] = {}
+        """What is in flight: `inside[ticket] = what` counts it in, and `inside.pop(ticket, None)` out, once.
 
-        self.leave = self._inside.pop
-        """Count it out: `leave(ticket, None)`. Once is enough, and twice does no harm."""
+        Each of the two is atomic, and a seventh of what a lock costs twice in every request.
+        """
 
     @property
     def phase(self) -> Phase:
@@ -181,7 +179,7 @@ class Drain:
     @property
     def in_flight(self) -> int:
         """Requests and jobs that have begun and not ended, to the last byte."""
-        return len(self._inside)
+        return len(self.inside)
 
     @property
     def reason(self) -> Reason | None:
@@ -200,13 +198,13 @@ class Drain:
 
     def forget(self) -> None:
         """We are a copy of the process that counted: nothing of what is inside is ours."""
-        self._inside.clear()
+        self.inside.clear()
 
-    def inside(self) -> list[tuple[object, object]]:
-        """What is in flight now: the tickets, and what was said about each."""
+    def tickets(self) -> list[object]:
+        """Those of what is in flight now."""
         while True:
             try:
-                return list(self._inside.items())
+                return list(self.inside)
             except RuntimeError:  # another thread changed it meanwhile
                 continue
 
@@ -214,11 +212,11 @@ class Drain:
     def hold(self, job: str) -> Iterator[None]:
         """Count a job outside of requests as in flight: the process waits for it, up to the deadline."""
         ticket = object()
-        self.enter(ticket, job)
+        self.inside[ticket] = job
         try:
             yield
         finally:
-            self.leave(ticket, None)
+            self.inside.pop(ticket, None)
 
     def begin(self, now: float, reason: Reason = Reason.SIGNAL) -> bool:
         """Start to leave. True: hand over now, for it is the second signal, or nothing has started yet.

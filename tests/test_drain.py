@@ -30,7 +30,7 @@ BEGAN = 100.0
 def leaving(*, in_flight: int = 0, timings: DrainTimings = TIMINGS) -> Drain:
     drain = Drain(timings)
     for ticket in range(in_flight):
-        drain.enter(ticket, None)
+        drain.inside[ticket] = None
     assert drain.begin(BEGAN) is False
     drain.step(BEGAN)
     return drain
@@ -56,11 +56,11 @@ def test_what_it_is_time_for_follows_from_time_and_load(in_flight: int, after: f
 def test_the_process_is_handed_over_only_when_it_has_been_quiet_for_a_moment() -> None:
     drain = leaving(in_flight=1)
     assert drain.step(BEGAN + 6) is Step.STOP_LISTENING
-    drain.leave(0, None)
+    drain.inside.pop(0, None)
     assert drain.step(BEGAN + 6.1) is Step.STOP_LISTENING
-    drain.enter("late", None)
+    drain.inside["late"] = None
     assert drain.step(BEGAN + 6.2) is Step.STOP_LISTENING
-    drain.leave("late", None)
+    drain.inside.pop("late", None)
     assert drain.step(BEGAN + 6.3) is Step.STOP_LISTENING
     assert drain.step(BEGAN + 6.3 + QUIET) is Step.HAND_OVER
 
@@ -243,16 +243,16 @@ class AnyLife(RuleBasedStateMachine):
     @rule()
     def a_request_comes(self) -> None:
         ticket = object()
-        self.drain.enter(ticket, "request")
+        self.drain.inside[ticket] = "request"
         self.inside.append(ticket)
 
     @rule(twice=st.booleans())
     def a_request_ends(self, twice: bool) -> None:
         if self.inside:
             ticket = self.inside.pop()
-            self.drain.leave(ticket, None)
+            self.drain.inside.pop(ticket, None)
             if twice:
-                self.drain.leave(ticket, None)
+                self.drain.inside.pop(ticket, None)
 
     @rule()
     def a_signal_comes(self) -> None:

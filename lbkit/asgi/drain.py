@@ -48,6 +48,9 @@ class DrainMiddleware:
         self.departure = departure
         self._drain = departure.drain
         self._lives = 0
+        # What was said to those in flight; they are too many to carry what few of them need.
+        self._told: set[Exchange] = set()
+        self._late: set[Exchange] = set()
         departure.on_streams_end(self._end_streams)
         departure.on_deadline(self._cut)
 
@@ -56,22 +59,22 @@ class DrainMiddleware:
         if kind == "lifespan":
             await self._live(scope, receive, send)
             return
-        if self.departure.cold:  # a server without lifespan, or a worker after its fork
-            self.departure.start()
-        drain = self._drain
+        departure, drain = self.departure, self._drain
+        if departure.cold:  # a server without lifespan, or a worker after its fork
+            departure.start()
         if kind == "http":
             if drain.draining and self._rejects(scope):
                 await self._refuse(send)
                 return
-            exchange = Exchange(self.departure, scope, send, running_task())
+            exchange = Exchange(departure, scope, send, running_task())
             receiving = receive
         elif kind == "websocket":
-            exchange = socket = Socket(self.departure, scope, send, running_task(), receive)
+            exchange = socket = Socket(departure, scope, send, running_task(), receive)
             receiving = socket.receive
         else:
             await self.app(scope, receive, send)
             return
-        drain.enter(exchange, scope)
+        drain.inside[exchange] = scope
         try:
             await self.app(scope, receiving, exchange.send)
         except BaseException:
@@ -79,7 +82,7 @@ class DrainMiddleware:
             if not exchange.ended:
                 raise
         finally:
-            drain.leave(exchange, None)
+            drain.inside.pop(exchange, None)
         if exchange.ended:
             await exchange.finish()
 
@@ -111,26 +114,30 @@ class DrainMiddleware:
 
     def _end_streams(self, seconds: float) -> None:
         """On the drain's thread. Streams that have been told already are left alone."""
-        streams = [ticket for ticket, _ in self._drain.inside() if isinstance(ticket, Exchange)]
-        streams = [stream for stream in streams if stream.endless and not stream.told]
+        streams = [each for each in self._exchanges(but=self._told) if each.endless]
+        self._told.update(streams)
         for index, stream in enumerate(streams):
-            stream.told = True
             chance = random.random()  # noqa: S311
             stream.soon(stream.end, after=spread(index, len(streams), seconds=seconds, chance=chance))
 
     def _cut(self) -> None:
         """On the drain's thread, after the deadline."""
-        for ticket, _ in self._drain.inside():
-            if isinstance(ticket, Exchange) and not ticket.cut:
-                ticket.cut = True
-                logger.warning("cut at the deadline of the drain: %s", ticket.scope.get("path"))
-                ticket.soon(ticket.cancel)
+        for exchange in self._exchanges(but=self._late):
+            self._late.add(exchange)
+            logger.warning("cut at the deadline of the drain: %s", exchange.scope.get("path"))
+            exchange.soon(exchange.cancel)
+
+    def _exchanges(self, *, but: set[Exchange]) -> list[Exchange]:
+        """Those in flight. What is over is taken out of the set."""
+        inside = [ticket for ticket in self._drain.tickets() if isinstance(ticket, Exchange)]
+        but.intersection_update(inside)
+        return [exchange for exchange in inside if exchange not in but]
 
 
 class Exchange:
     """One request on its way: what its answer began with, and whether we ended it."""
 
-    __slots__ = ("_departure", "_send", "cut", "ended", "last", "scope", "started", "task", "told")
+    __slots__ = ("_departure", "_send", "ended", "last", "scope", "started", "task")
 
     def __init__(
         self, departure: Departure, scope: Scope, send: Send, task: asyncio.Task[object] | None
@@ -141,7 +148,7 @@ class Exchange:
         self.task = task
         self.started: Message | None = None
         self.last: Message | None = None
-        self.told = self.ended = self.cut = False
+        self.ended = False
 
     def send(self, message: Message) -> Awaitable[None]:
         """Not a coroutine: it has nothing to do after the server's own `send`, and saves a frame."""
@@ -204,7 +211,7 @@ class Exchange:
 class Socket(Exchange):
     """A websocket. It is closed before its app knows, and the app is told that it is."""
 
-    __slots__ = ("_closing_task", "_over", "_receive")
+    __slots__ = ("_closing_task", "_deaf", "_over", "_receive")
 
     def __init__(
         self,
@@ -217,6 +224,7 @@ class Socket(Exchange):
         super().__init__(departure, scope, send, task)
         self._receive = receive
         self._over = asyncio.Event()
+        self._deaf = False
         self._closing_task: asyncio.Task[None] | None = None
 
     @property
@@ -256,12 +264,12 @@ class Socket(Exchange):
         try:
             await asyncio.wait_for(self._over.wait(), PATIENCE)
         except asyncio.TimeoutError:  # it listens to nobody
-            self.cut = True
+            self._deaf = True
             self.cancel()
 
     async def finish(self) -> None:
         self._over.set()
-        if self.cut:
+        if self._deaf:
             self._forgive()
         if self._closing_task is not None:
             # A client that has left meanwhile needs no end.

@@ -53,11 +53,11 @@ class DrainMiddleware:
             start_response("503 Service Unavailable", headers)
             return [REFUSAL]
         exchange = Exchange(self.departure, environ, start_response)
-        drain.enter(exchange, environ)
+        drain.inside[exchange] = environ
         try:
             body = self.app(environ, exchange.start_response)
         except BaseException:
-            drain.leave(exchange, None)
+            drain.inside.pop(exchange, None)
             raise
         exchange.body = body
         # A server may send Content-Length for a body of one piece: it must still see that it is one.
@@ -69,7 +69,7 @@ class DrainMiddleware:
 
     def _end_streams(self, seconds: float) -> None:
         """On the drain's thread. Streams that have been told already are left alone."""
-        streams = [ticket for ticket, _ in self._drain.inside() if isinstance(ticket, Exchange)]
+        streams = [ticket for ticket in self._drain.tickets() if isinstance(ticket, Exchange)]
         streams = [stream for stream in streams if stream.ends_at is None and stream.endless]
         for index, stream in enumerate(streams):
             after = spread(index, len(streams), seconds=seconds, chance=random.random())  # noqa: S311
@@ -121,7 +121,7 @@ class Exchange:
                     yield LAST_EVENT
                     break
         finally:
-            drain.leave(self, None)
+            drain.inside.pop(self, None)
 
     def close(self) -> None:
         try:
@@ -129,7 +129,7 @@ class Exchange:
                 close()
         finally:
             # A body that is closed unread (HEAD, a client that hung up) never enters __iter__.
-            self._drain.leave(self, None)
+            self._drain.inside.pop(self, None)
 
 
 class SizedBody:
