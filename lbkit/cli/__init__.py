@@ -20,6 +20,7 @@ from lbkit.cli.explain import explain
 from lbkit.cli.probe import probe
 from lbkit.cli.replay import replay
 from lbkit.cli.serve import serve
+from lbkit.cli.sessions import sessions
 
 __all__ = ["main"]
 
@@ -67,6 +68,7 @@ main.add_command(undrain)
 main.add_command(status)
 main.add_command(replay)
 main.add_command(explain)
+main.add_command(sessions)
 
 
 def _told(message: str) -> int:
