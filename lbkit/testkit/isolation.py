@@ -143,7 +143,7 @@ class AsgiInside:
                 await self.app(scope, receive, send)
             except Exception as error:
                 told_outside(error, self.space)
-                raise
+                raise error
 
         return call()
 
@@ -161,7 +161,7 @@ class WsgiInside:
                 body = self.app(environ, start_response)
             except Exception as error:
                 told_outside(error, self.space)
-                raise
+                raise error
         return body if type(body) is list else Body(body, self.space)
 
 
@@ -186,7 +186,7 @@ class Body:
                 raise
             except Exception as error:
                 told_outside(error, self._space)
-                raise
+                raise error
 
     def close(self) -> None:
         if (close := getattr(self._body, "close", None)) is not None:
@@ -195,7 +195,10 @@ class Body:
 
 
 def told_outside(error: BaseException, space: Space) -> None:
-    """Give an exception of a private class the process's own class, so that `pytest.raises` knows it."""
+    """Give an exception of a private class the process's own class, so that `pytest.raises` knows it.
+
+    To be raised anew by its name: before Python 3.11 a bare `raise` remembers the class from before.
+    """
     seen: set[int] = set()
     chain: list[BaseException | None] = [error]
     while chain:
