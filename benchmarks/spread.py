@@ -31,7 +31,7 @@ CELL, LEFT, TOP = 24, 210, 46
 
 
 def sequence(profile: str, policy: str) -> list[str]:
-    weights = WEIGHTS if PROFILES[profile].weighted else (1,) * len(WEIGHTS)
+    weights = WEIGHTS if "weights" in PROFILES[profile].has else (1,) * len(WEIGHTS)
     places = [Place(name=f"web{number}", weight=weight) for number, weight in enumerate(weights, 1)]
     model = PROFILES[profile].model(places, policy=policy, rng=Random(1))
     return [decide(model, Request()).replica or "nobody" for _ in range(REQUESTS)]

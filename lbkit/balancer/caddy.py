@@ -8,7 +8,7 @@ request only GET; each failure is forgotten on its own, `fail_duration` after it
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from lbkit.balancer.chance import Chance
@@ -18,17 +18,22 @@ from lbkit.balancer.exchange import (
     Fault,
     Flow,
     Outcome,
+    Relay,
     Request,
     Standing,
     Wait,
-    attempt,
-    relay,
+    named,
+    received,
 )
-from lbkit.balancer.hashing import fnv1a32
+from lbkit.balancer.hashing import Ending, fnv1a32
 from lbkit.balancer.replica import Mode
+from lbkit.balancer.retry import NO_LIMIT, RetryRules, twice
 from lbkit.errors import ConfigError
 
 __all__ = ["Caddy", "Passive", "Retrying", "Upstream"]
+
+
+FAULTED = frozenset({"fault"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,35 +43,47 @@ class Passive:
     fail_duration: float = 0.0
     max_fails: int = 1
     unhealthy_status: frozenset[int] = frozenset()
+    unhealthy_latency: float = 0.0
+    """Seconds from which on an answer counts as a failure; 0 for never."""
+
+    unhealthy_request_count: int = 0
+    """From so many requests at once on, an upstream gets no other one; 0 for no limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retrying:
-    """`lb_try_duration` and `lb_try_interval`, in seconds."""
+    """`lb_try_duration`, `lb_try_interval` in seconds, `lb_retries`. Without a limit nothing is retried."""
 
     duration: float = 0.0
     interval: float = 0.25
+    retries: int = 0
 
-    def allows(self, request: Request, fault: Fault, elapsed: float) -> bool:
-        if elapsed >= self.duration:
-            return False
-        return not fault.sent or request.method == "GET"
+    def rules(self) -> RetryRules:
+        """Nothing is tried again unless there is a duration."""
+        return RetryRules(
+            causes=lambda outcome: FAULTED if outcome.fault is not None else frozenset(),
+            on=FAULTED if self.duration or self.retries else frozenset(),
+            retries=self.retries or NO_LIMIT,
+            seconds=self.duration,
+            again=lambda request: request.method == "GET",
+        )
 
 
 class Upstream:
     """The state of one upstream. `dial` is the text that is hashed."""
 
-    __slots__ = ("active", "dial", "fails", "healthy", "most", "name")
+    __slots__ = ("active", "attempt", "dial", "ending", "fails", "healthy", "limit", "mode", "name")
 
-    def __init__(self, name: str, dial: str, *, most: int = 0) -> None:
+    def __init__(self, name: str, dial: str, *, limit: int = 0) -> None:
         self.name = name
         self.dial = dial
-        self.most = most
-        """`unhealthy_request_count`: with so many requests inside it gets no more; 0 for no limit."""
-
+        self.limit = limit
+        self.attempt = Attempt(name)
+        self.ending = Ending(dial.encode(), bits=32)
         self.healthy = True
         """What active checks say."""
 
+        self.mode = Mode.READY
         self.active = 0
         self.fails: list[float] = []
         """When each failure is forgotten."""
@@ -87,77 +104,100 @@ class Caddy:
         if not upstreams:
             raise ConfigError("need at least one upstream, got none")
         self.upstreams = list(upstreams)
+        self.names = tuple(upstream.name for upstream in upstreams)
         self.passive = passive or Passive()
         self.retrying = retrying or Retrying()
+        self._rules = self.retrying.rules()
         self._chance = chance or Chance()
         self._robin = 0
-        self._words = policy.split()
+        self._words = policy.split() or ["random"]
         self._select = self._policy()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(upstream.name for upstream in self.upstreams)
+        for upstream in self.upstreams:
+            upstream.limit = upstream.limit or self.passive.unhealthy_request_count
 
     def serve(self, request: Request, *, now: float) -> Flow:
-        began_at, after, lost = now, 0.0, False
+        began_at, risked, done = now, "", 0
         attempts: list[str] = []
         while True:
             upstream = self._select(request, now)
             if upstream is None:
-                return Answer(status=503, replica=None, attempts=(*attempts, "-"))
+                refused = Outcome(at=now, fault=Fault.REFUSED)
+                if not self._rules.allows(request, refused, done=done, elapsed=now - began_at):
+                    return Answer(status=503, replica=None, attempts=(*attempts, "-"))
+                now, done = now + self.retrying.interval, done + 1
+                yield from _rest(now)
+                continue
+            asked = self._again(request, upstream, risked) if attempts else upstream.attempt
             attempts.append(upstream.name)
             upstream.active += 1
             try:
-                outcome = yield from attempt(Attempt(upstream.name, after=after, body_lost=lost))
+                outcome = received((yield asked))
                 now = outcome.at
                 self._count(upstream, outcome)
                 if outcome.fault is None:
                     answer = self._answer(request, upstream, attempts, outcome)
-                    return (yield from relay(answer, outcome))
+                    if outcome.open:
+                        yield Relay(answer)
+                    return answer
             finally:
                 upstream.active -= 1
-            if not self.retrying.allows(request, outcome.fault, now + self.retrying.interval - began_at):
+            if not self._rules.allows(request, outcome, done=done, elapsed=now - began_at):
                 status = 504 if outcome.fault is Fault.TIMEOUT else 502
                 return Answer(status=status, replica=None, attempts=tuple(attempts))
-            after = self.retrying.interval
-            # Go's transport closed the body with the failed dial: whatever connects next gets none.
-            lost = request.body
+            risked = risked or (upstream.name if outcome.sent else "")
+            done += 1
 
-    def tell(self, name: str, standing: Standing) -> None:
-        """Caddy has no weights, so that it knows no share, and no drain: who leaves gets nothing."""
-        upstream = next(upstream for upstream in self.upstreams if upstream.name == name)
-        upstream.healthy = standing.up and standing.mode is Mode.READY
-
-    def woken(self) -> list[Wait]:
-        """Nobody waits: Caddy has no queue."""
-        return []
+    def _again(self, request: Request, upstream: Upstream, risked: str) -> Attempt:
+        # Go's transport closed the body with the failed dial: whatever connects next gets none.
+        return Attempt(
+            upstream.name,
+            after=self.retrying.interval,
+            body_lost=request.body,
+            warning=twice(request, risked, upstream.name),
+        )
 
     def explain(self, now: float) -> dict[str, str]:
         """For each upstream that gets nothing now, the rule that skips it."""
-        return {
-            upstream.name: self._skipped(upstream)
-            for upstream in self.upstreams
-            if not self._available(upstream, now)
-        }
+        return {up.name: self._skipped(up) for up in self.upstreams if not self._available(up, now)}
 
     def _skipped(self, upstream: Upstream) -> str:
+        if upstream.mode is not Mode.READY:
+            return f"mode {upstream.mode.value}: taken out of the configuration"
         if not upstream.healthy:
             return "unhealthy"
-        if upstream.most and upstream.active >= upstream.most:
-            return f"full: {upstream.active} of {upstream.most} requests"
-        rule = f"of {self.passive.max_fails} failures within {self.passive.fail_duration:g} s"
-        return f"{len(upstream.fails)} {rule}"
+        if upstream.limit and upstream.active >= upstream.limit:
+            return f"full: {upstream.active} of {upstream.limit} requests"
+        passive = self.passive
+        return f"{len(upstream.fails)} of {passive.max_fails} failures within {passive.fail_duration:g} s"
+
+    def tell(self, name: str, standing: Standing) -> None:
+        """Caddy has no weights, so that it knows no share, and no drain: who leaves gets nothing."""
+        upstream = named(self.upstreams, name)
+        upstream.healthy, upstream.mode = standing.up, standing.mode
+
+    def tick(self, now: float) -> None:
+        """Failures are forgotten when somebody looks."""
+
+    def woken(self) -> list[Wait]:
+        """Caddy has no queue."""
+        return []
 
     def _count(self, upstream: Upstream, outcome: Outcome) -> None:
-        failed = outcome.fault is not None or outcome.status in self.passive.unhealthy_status
-        if failed and self.passive.fail_duration:
-            upstream.fails.append(outcome.at + self.passive.fail_duration)
+        passive = self.passive
+        if not passive.fail_duration:
+            return
+        slow = 0 < passive.unhealthy_latency <= outcome.seconds
+        if outcome.fault is not None or outcome.status in passive.unhealthy_status or slow:
+            upstream.fails.append(outcome.at + passive.fail_duration)
 
     def _available(self, upstream: Upstream, now: float) -> bool:
-        if not upstream.healthy or 0 < upstream.most <= upstream.active:
+        if not upstream.healthy or upstream.mode is not Mode.READY:
             return False
-        upstream.fails = [until for until in upstream.fails if until > now]
-        return not self.passive.fail_duration or len(upstream.fails) < self.passive.max_fails
+        if upstream.fails:
+            upstream.fails = [until for until in upstream.fails if until > now]
+            if len(upstream.fails) >= self.passive.max_fails:
+                return False
+        return not upstream.limit or upstream.active < upstream.limit
 
     def _open(self, now: float) -> list[Upstream]:
         return [upstream for upstream in self.upstreams if self._available(upstream, now)]
@@ -177,7 +217,7 @@ class Caddy:
         keyed: dict[str, Callable[[Request], str]] = {
             "ip_hash": lambda request: request.client,
             "uri_hash": lambda request: request.target,
-            "header": lambda request: request.header(words[1].lower()),
+            "header": lambda request: request.header(words[1].lower()).partition("\n")[0],
         }
         plain = {
             "round_robin": self._round_robin,
@@ -187,6 +227,8 @@ class Caddy:
             "least_conn": self._least_conn,
             "cookie": self._by_cookie,
         }
+        if words[0] in ("header", "cookie") and len(words) < 2:
+            raise ConfigError(f"need the name that {words[0]} looks at, such as '{words[0]} lb', got none")
         if words[0] in keyed:
             return self._by_key(keyed[words[0]])
         if words[0] not in plain:
@@ -203,7 +245,7 @@ class Caddy:
         return None
 
     def _first(self, request: Request, now: float) -> Upstream | None:
-        return next(iter(self._open(now)), None)
+        return next((each for each in self.upstreams if self._available(each, now)), None)
 
     def _random(self, request: Request, now: float) -> Upstream | None:
         candidates = self._open(now)
@@ -229,11 +271,12 @@ class Caddy:
             key = key_of(request)
             if not key:
                 return self._random(request, now)
-            return max(
-                self._open(now),
-                key=lambda upstream: fnv1a32((key + upstream.dial).encode()),
-                default=None,
-            )
+            state = fnv1a32(key.encode())
+            best, highest = None, 0
+            for upstream in self.upstreams:
+                if self._available(upstream, now) and (value := upstream.ending.after(state)) > highest:
+                    best, highest = upstream, value
+            return best
 
         return select
 
@@ -245,3 +288,11 @@ class Caddy:
     def _signed(self, upstream: Upstream) -> str:
         secret = self._words[2] if len(self._words) > 2 else ""
         return hmac.new(secret.encode(), upstream.dial.encode(), "sha256").hexdigest()
+
+
+def _rest(until: float) -> Generator[Wait, Outcome | None, None]:
+    """Nobody is there to take the request: look again at that instant."""
+    try:
+        yield Wait(until)
+    except TimeoutError:
+        return

@@ -17,14 +17,13 @@ A flow that is closed has lost its client: what it holds of the model is given b
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
-from urllib.parse import parse_qsl, urlsplit
+from typing import Protocol, TypeVar
 
 from lbkit.balancer.replica import Mode
-from lbkit.errors import ReplicaRefused, ReplicaTimeout
+from lbkit.errors import ConfigError, ReplicaRefused, ReplicaTimeout
 
 __all__ = [
     "Answer",
@@ -37,10 +36,18 @@ __all__ = [
     "Request",
     "Standing",
     "Wait",
-    "attempt",
     "fault_of",
-    "relay",
+    "named",
+    "received",
 ]
+
+
+class Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+N = TypeVar("N", bound=Named)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +73,13 @@ class Request:
         """The first cookie of that name; empty when there is none."""
         return next((value for key, value in self.cookies() if key == name), "")
 
-    def argument(self, name: str) -> str:
-        """The first query parameter of that name; empty when there is none."""
-        query = urlsplit(self.target).query
-        return next((value for key, value in parse_qsl(query) if key == name), "")
+    def argument(self, name: str) -> str | None:
+        """The first query parameter of that name, as sent: no balancer decodes it. None for none."""
+        for part in self.target.partition("?")[2].split("&"):
+            key, equals, value = part.partition("=")
+            if equals and key == name:
+                return value
+        return None
 
 
 class Fault(Enum):
@@ -114,6 +124,11 @@ class Outcome:
     open: bool = False
     """Only the header is here: the replica is busy until the flow's `Relay` is resumed."""
 
+    @property
+    def sent(self) -> bool:
+        """Whether the replica may have run the request."""
+        return self.fault is None or self.fault.sent
+
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
@@ -126,6 +141,9 @@ class Attempt:
 
     body_lost: bool = False
     """Only the connection is tried: the balancer has no body left to send, so that it fails even then."""
+
+    warning: str = ""
+    """Not empty when this may run a request a second time that must not be: log it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,17 +194,24 @@ Flow = Generator["Attempt | Wait | Relay", "Outcome | None", Answer]
 
 
 class Model(Protocol):
-    """A balancer, as far as it decides. Not to be used by two threads at the same time."""
+    """A balancer, as far as it decides. Not to be used by two threads at the same time.
+
+    Every instant is in seconds on one clock; a model never reads one itself.
+    """
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Its replicas, in order."""
+        """Its replicas, in the order of the configuration."""
         ...
 
     def serve(self, request: Request, *, now: float) -> Flow: ...
 
     def tell(self, name: str, standing: Standing) -> None:
-        """From the next pick on, this is how that replica stands."""
+        """From the next pick on, this is how that replica stands. Raises ConfigError for an unknown one."""
+        ...
+
+    def tick(self, now: float) -> None:
+        """Let what is due by `now` happen: slow starts, ejections. `serve` does so by itself."""
         ...
 
     def woken(self) -> list[Wait]:
@@ -198,16 +223,17 @@ class Model(Protocol):
         ...
 
 
-def attempt(asked: Attempt) -> Generator[Attempt, Outcome | None, Outcome]:
-    """Yield an attempt, return its outcome. Raises TypeError when the driver sends none."""
-    outcome = yield asked
+def received(outcome: Outcome | None) -> Outcome:
+    """What was sent into a flow for its attempt. Raises TypeError when the driver sent none."""
     if outcome is None:
-        raise TypeError(f"need the outcome of {asked}, got None")
+        raise TypeError("need the outcome of the attempt, got None")
     return outcome
 
 
-def relay(answer: Answer, outcome: Outcome) -> Generator[Relay, Outcome | None, Answer]:
-    """Return the answer, if its end is still to come when it has come."""
-    if outcome.open:
-        yield Relay(answer)
-    return answer
+def named(things: Iterable[N], name: str) -> N:
+    """The one of that name. Raises ConfigError with the names that there are."""
+    things = list(things)
+    for thing in things:
+        if thing.name == name:
+            return thing
+    raise ConfigError(f"need the name of a replica ({', '.join(t.name for t in things)}), got {name!r}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from lbkit.balancer.decision import Decision, pick, release
 from lbkit.balancer.exchange import Attempt, Model, Outcome, Request
 from lbkit.balancer.profile import Place
 from lbkit.errors import ConfigError
@@ -12,16 +13,6 @@ from lbkit.errors import ConfigError
 __all__ = ["Decision", "Moves", "decide", "moves"]
 
 MakeModel = Callable[[Sequence[Place]], Model]
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """Where a request goes. `replica` is None when it goes nowhere; the client then gets `status`."""
-
-    replica: str | None
-    status: int | None
-    skipped: Mapping[str, str]
-    """For each replica that was no candidate, the rule that says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +27,14 @@ class Moves:
     """All that go elsewhere afterwards."""
 
 
-def decide(model: Model, request: Request, *, now: float = 0.0) -> Decision:
-    """Decide about one request, and answer it with 200 at once."""
-    skipped = model.explain(now)
-    flow = model.serve(request, now=now)
-    try:
-        asked = next(flow)
-    except StopIteration as stop:
-        return Decision(None, stop.value.status, skipped)
-    if not isinstance(asked, Attempt):
-        flow.close()
-        return Decision(None, None, skipped)
-    try:
-        flow.send(Outcome(at=now, status=200))
-    except StopIteration:
-        return Decision(asked.replica, None, skipped)
-    raise TypeError("a request that was answered goes nowhere else")
+def decide(model: Model, request: Request, *, now: float = 0.0, rule: str = "") -> Decision:
+    """Decide about one request, and answer it with 200 at once. One that has to wait goes away."""
+    decision = pick(model, request, now=now, rule=rule)
+    if decision.replica is not None:
+        release(decision, Outcome(at=now, status=200))
+    elif decision.turn is not None:
+        decision.turn.flow.close()
+    return decision
 
 
 def moves(
@@ -70,15 +53,22 @@ def moves(
     owned = moved = 0
     for number in range(keys):
         key = _key(request, number)
-        here, there = decide(before, key).replica, decide(after, key).replica
+        here, there = _home(before, key), _home(after, key)
         owned += here == without
         moved += here != there
     return Moves(keys, owned, moved)
 
 
+def _home(model: Model, request: Request) -> str | None:
+    flow = model.serve(request, now=0.0)
+    asked = next(flow, None)
+    flow.close()
+    return asked.replica if isinstance(asked, Attempt) else None
+
+
 def _refuse_turns(model: Model, request: Request) -> None:
     keys = [_key(request, number) for number in range(50)]
-    if any(decide(model, key).replica != decide(model, key).replica for key in keys):
+    if any(_home(model, key) != _home(model, key) for key in keys):
         raise ConfigError(
             "need a policy that looks at the request: with this one no client has a place to lose"
         )

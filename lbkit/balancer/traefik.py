@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from math import log
 
@@ -20,19 +20,23 @@ from lbkit.balancer.exchange import (
     Fault,
     Flow,
     Outcome,
+    Relay,
     Request,
     Standing,
     Wait,
-    attempt,
-    relay,
+    named,
+    received,
 )
-from lbkit.balancer.hashing import fnv1a64
+from lbkit.balancer.hashing import Ending, fnv1a64
 from lbkit.balancer.replica import Mode
+from lbkit.balancer.retry import RetryRules
 from lbkit.errors import ConfigError
 
 __all__ = ["Cookie", "Member", "PassiveCheck", "Traefik"]
 
 SAMPLES = 100
+HEAVIEST = 65535
+REFUSED = frozenset({"connect"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,31 +52,48 @@ class Cookie:
     name: str
     attributes: str = "; Path=/"
 
-    def value(self, member: Member) -> str:
-        return sha256(member.url.encode()).hexdigest()[:16]
 
-
-@dataclass(slots=True, eq=False)
 class Member:
     """The state of one server."""
 
-    name: str
-    url: str
-    weight: float = 1.0
-    up: bool = True
-    fenced: bool = False
-    deadline: float = 0.0
-    active: int = 0
-    failures: list[float] = field(default_factory=list)
-    down_until: float = 0.0
-    times: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES))
-    """Seconds until the header of the last answers."""
+    __slots__ = (
+        "active",
+        "attempt",
+        "deadline",
+        "down_until",
+        "ending",
+        "failures",
+        "mode",
+        "name",
+        "sid",
+        "times",
+        "up",
+        "url",
+        "weight",
+        "whole",
+    )
 
-    whole: float = 0.0
-    """The configured weight, of which `weight` is what it gets now."""
+    def __init__(self, name: str, url: str, weight: float = 1.0, *, up: bool = True) -> None:
+        if not 0 < weight <= HEAVIEST:
+            raise ConfigError(f"need 0 < weight <= {HEAVIEST}, got weight={weight} for {name}")
+        self.name = name
+        self.url = url
+        self.weight = self.whole = weight
+        """`whole` is what is configured, `weight` what it gets of that now."""
 
-    def __post_init__(self) -> None:
-        self.whole = self.weight
+        self.up = up
+        self.mode = Mode.READY
+        """DRAIN is what Traefik calls fenced: its sticky clients stay, and nobody else comes."""
+
+        self.attempt = Attempt(name)
+        self.ending = Ending(url.encode(), bits=64)
+        self.sid = sha256(url.encode()).hexdigest()[:16]
+        self.deadline = 0.0
+        self.active = 0
+        self.failures: list[float] = []
+        self.down_until = 0.0
+        self.times: deque[float] = deque(maxlen=SAMPLES)
+        """Seconds until the header of the last answers."""
 
     def score(self) -> float:
         """leasttime: 0 without a sample, whatever is in flight. So a new server is flooded."""
@@ -99,8 +120,13 @@ class Traefik:
         if strategy not in strategies:
             raise ConfigError(f"need a strategy of Traefik ({', '.join(strategies)}), got {strategy!r}")
         self.members = list(members)
+        self.names = tuple(member.name for member in members)
         self._strategy = strategies[strategy]
-        self._retries = retries
+        self._rules = RetryRules(
+            causes=lambda outcome: frozenset() if outcome.sent else REFUSED,
+            on=REFUSED,
+            retries=max(retries - 1, 0),
+        )
         self._passive = passive
         self._cookie = cookie
         self._chance = chance or Chance()
@@ -108,10 +134,6 @@ class Traefik:
         for member in members:
             member.deadline = 1 / member.weight
             self._heap.push(member)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(member.name for member in self.members)
 
     def serve(self, request: Request, *, now: float) -> Flow:
         attempts: list[str] = []
@@ -122,64 +144,59 @@ class Traefik:
             attempts.append(member.name)
             member.active += 1
             try:
-                outcome = yield from attempt(Attempt(member.name))
+                outcome = received((yield member.attempt))
                 now = outcome.at
                 status = _status(outcome)
                 self._count(member, status, outcome)
-                if outcome.fault is Fault.REFUSED and len(attempts) < self._retries:
-                    continue
-                answer = self._answer(member, status, attempts, outcome, assigned=assigned)
-                return (yield from relay(answer, outcome))
+                if not self._rules.allows(request, outcome, done=len(attempts) - 1, elapsed=0.0):
+                    answer = self._answer(member, status, attempts, outcome, assigned=assigned)
+                    if outcome.open:
+                        yield Relay(answer)
+                    return answer
             finally:
                 member.active -= 1
 
-    def set_up(self, name: str, *, up: bool) -> None:
-        self._member(name).up = up
+    def explain(self, now: float) -> dict[str, str]:
+        """For each server that gets no new client now, the rule that skips it."""
+        reasons = {member.name: self._skipped(member, now) for member in self.members}
+        return {name: reason for name, reason in reasons.items() if reason}
+
+    def _skipped(self, member: Member, now: float) -> str:
+        if not member.up or member.mode is Mode.MAINT:
+            return "down"
+        if now < member.down_until:
+            return f"failed out for {member.down_until - now:g} s more"
+        return "fenced: only sticky clients" if member.mode is Mode.DRAIN else ""
 
     def tell(self, name: str, standing: Standing) -> None:
         """Who drains is "fenced": it still serves the clients that are bound to it."""
-        member = self._member(name)
-        member.up = standing.up and standing.mode is not Mode.MAINT
-        member.fenced = standing.mode is Mode.DRAIN
+        member = named(self.members, name)
+        member.up, member.mode = standing.up, standing.mode
         member.weight = member.whole * standing.share
 
+    def tick(self, now: float) -> None:
+        """Windows are looked at when a request comes."""
+
     def woken(self) -> list[Wait]:
-        """Nobody waits: Traefik has no queue."""
+        """Traefik has no queue."""
         return []
-
-    def _member(self, name: str) -> Member:
-        return next(member for member in self.members if member.name == name)
-
-    def explain(self, now: float) -> dict[str, str]:
-        """For each server that gets nothing now, the rule that skips it."""
-        return {
-            member.name: self._skipped(member, now)
-            for member in self.members
-            if not self._usable(member, now)
-        }
-
-    def _skipped(self, member: Member, now: float) -> str:
-        if not member.up:
-            return "down"
-        failed_out = f"failed out for {member.down_until - now:g} s more"
-        return failed_out if now < member.down_until else "fenced: only bound clients"
 
     def _choose(self, request: Request, now: float) -> tuple[Member | None, bool]:
         """The server, and whether it is newly assigned. A refusing one keeps its clients until it is down."""
         if self._cookie is not None:
             value = request.cookie(self._cookie.name)
-            for member in self.members:
-                if self._cookie.value(member) == value and self._serving(member, now):
+            for member in self.members if value else ():
+                if member.sid == value and self._serves(member, now):
                     return member, False
         if not any(self._usable(member, now) for member in self.members):
             return None, False
         return self._strategy(request, now), True
 
-    def _serving(self, member: Member, now: float) -> bool:
-        return member.up and now >= member.down_until
+    def _serves(self, member: Member, now: float) -> bool:
+        return member.up and now >= member.down_until and member.mode is not Mode.MAINT
 
     def _usable(self, member: Member, now: float) -> bool:
-        return not member.fenced and self._serving(member, now)
+        return member.up and now >= member.down_until and member.mode is Mode.READY
 
     def _open(self, now: float) -> list[Member]:
         return [member for member in self.members if self._usable(member, now)]
@@ -202,7 +219,7 @@ class Traefik:
     ) -> Answer:
         cookies = outcome.set_cookie
         if self._cookie is not None and assigned:
-            text = f"{self._cookie.name}={self._cookie.value(member)}{self._cookie.attributes}"
+            text = f"{self._cookie.name}={member.sid}{self._cookie.attributes}"
             cookies = (text, *cookies)
         replica = member.name if outcome.fault is None else None
         return Answer(status=status, replica=replica, attempts=tuple(attempts), set_cookie=cookies)
@@ -231,9 +248,10 @@ class Traefik:
     def _hrw(self, request: Request, now: float) -> Member:
         """Rendezvous with weights: the highest weight / -ln(hash)."""
 
+        state = fnv1a64(request.client.encode())
+
         def score(member: Member) -> float:
-            share = fnv1a64((request.client + member.url).encode()) / 2**64
-            return member.weight / -log(share)
+            return member.weight / -log(member.ending.after(state) / 2**64)
 
         return max(self._open(now), key=score)
 

@@ -53,10 +53,10 @@ def explain(
     request = Request(method, path, client, _headers(header))
     model = _model(chosen, places, policy)
     click.echo(f"{chosen.name} ({chosen.equivalence}), {policy or chosen.policies[0]}")
-    for decision in [decide(model, request) for _ in range(times)]:
+    for decision in [decide(model, request, rule=chosen.rule(policy)) for _ in range(times)]:
         click.echo(f"{method} {path} -> {_said(decision)}")
-    for name, reason in model.explain(0.0).items():
-        click.echo(f"  {name} is skipped: {reason}")
+    for name, reason in decision.skipped.items():
+        click.echo(f"  not {name}: {reason}")
     if without:
         found = moves(lambda some: _model(chosen, some, policy), places, without, request)
         click.echo(_moved(found, without, len(places)))

@@ -1,7 +1,17 @@
 """Envoy 1.40: clusters, policies, panic, outlier detection, retries and session cookies."""
 
 from lbkit.balancer.envoy.cluster import CookieHash, Envoy, HeaderHash, Retries, Session
-from lbkit.balancer.envoy.host import Host
+from lbkit.balancer.envoy.host import Host, SlowStart
 from lbkit.balancer.envoy.outlier import Outlier, OutlierRules
 
-__all__ = ["CookieHash", "Envoy", "HeaderHash", "Host", "Outlier", "OutlierRules", "Retries", "Session"]
+__all__ = [
+    "CookieHash",
+    "Envoy",
+    "HeaderHash",
+    "Host",
+    "Outlier",
+    "OutlierRules",
+    "Retries",
+    "Session",
+    "SlowStart",
+]

@@ -53,7 +53,13 @@ class Outlier:
         self._told_at = float("-inf")
         self._tell_at: float | None = None
 
-    def observe(self, host: Host, outcome: Outcome) -> None:
+    def observe(self, host: Host, outcome: Outcome) -> bool:
+        """Count an outcome. Has the balancer heard of a change at once?"""
+        told = self._told_at
+        self._count(host, outcome)
+        return self._told_at != told
+
+    def _count(self, host: Host, outcome: Outcome) -> None:
         record = self._records[host.name]
         if outcome.fault is None and outcome.status < 500:
             record.errors = 0
@@ -63,8 +69,13 @@ class Outlier:
             record.errors = 0
             self._eject(record, outcome.at)
 
-    def tick(self, now: float) -> None:
-        """Let the timers that are due by `now` fire, in their order."""
+    def tick(self, now: float) -> bool:
+        """Let the timers that are due by `now` fire, in their order. Has the balancer heard of a change?"""
+        told = self._told_at
+        self._fire(now)
+        return self._told_at != told
+
+    def _fire(self, now: float) -> None:
         while True:
             due = min(self._next_sweep, self._tell_at if self._tell_at is not None else self._next_sweep)
             if due > now:

@@ -80,7 +80,8 @@ class RoundRobin:
         total = sum(host.weight for host in hosts)
         # Shares, not weights: their inverses are exact more often, and exact ties go first in, first out.
         share = partial(_share, total=total)
-        self._scheduler = None if equal else Scheduler(hosts, share, start=start)
+        steady = equal and all(host.factor == 1 for host in hosts)
+        self._scheduler = None if steady else Scheduler(hosts, share, start=start)
 
     def choose(self, hashed: int, attempt: int) -> Host:
         if self._scheduler is not None:
@@ -92,7 +93,9 @@ class LeastRequest:
     """Unequal weights: a host's weight is taken when it is put back, before the new pick is counted."""
 
     def __init__(self, hosts: Sequence[Host], *, start: int) -> None:
-        self._scheduler = Scheduler(hosts, lambda host: host.weight / (host.active + 1), start=start)
+        self._scheduler = Scheduler(
+            hosts, lambda host: host.weight * host.factor / (host.active + 1), start=start
+        )
 
     def choose(self, hashed: int, attempt: int) -> Host:
         return self._scheduler.next()
@@ -172,12 +175,12 @@ class Maglev:
         rows = [
             Row(host, shares[host.address], size) for host in sorted(hosts, key=lambda host: host.address)
         ]
-        self._table = _filled(rows, size)
+        self.table = _filled(rows, size)
 
     def choose(self, hashed: int, attempt: int) -> Host:
         if attempt:
             hashed ^= (M64 - attempt + 1) & M64
-        return self._table[hashed % self._size]
+        return self.table[hashed % self._size]
 
 
 class Row:
@@ -263,7 +266,7 @@ FUNCTIONS: dict[str, Callable[[bytes], int]] = {"XX_HASH": xxh64, "MURMUR_HASH_2
 
 
 def _share(host: Host, *, total: int) -> float:
-    return host.weight / total
+    return host.weight * host.factor / total
 
 
 def _shares(hosts: Sequence[Host]) -> list[float]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from math import ceil
 from random import Random
 from typing import Protocol
@@ -26,20 +25,25 @@ from lbkit.balancer.exchange import (
     Request,
     Standing,
     Wait,
-    attempt,
-    relay,
+    named,
+    received,
 )
 from lbkit.balancer.haproxy.cookie import Cookie, Persistence
-from lbkit.balancer.haproxy.hashed import FUNCTIONS, Map, RandomDraws, Ring
+from lbkit.balancer.haproxy.hashed import Map, RandomDraws, Ring
+from lbkit.balancer.haproxy.health import Agent, Health, HealthRules, slow_start
+from lbkit.balancer.haproxy.key import hashed_of
 from lbkit.balancer.haproxy.leastconn import First, LeastConn
-from lbkit.balancer.haproxy.node import SCALE, Admin, Node, Server
+from lbkit.balancer.haproxy.node import SCALE, Node, Server
 from lbkit.balancer.haproxy.roundrobin import RoundRobin
-from lbkit.balancer.hashing import full_hash
+from lbkit.balancer.retry import RetryRules, twice
 from lbkit.errors import ConfigError
 
 __all__ = ["Haproxy", "Retries"]
 
+FAIR = ("roundrobin", "static-rr", "first")
 TAKING_TURNS = ("roundrobin", "static-rr", "random")
+RETRYABLE = frozenset({"conn-failure", "empty-response", "response-timeout", "500", "502", "503", "504"})
+"""`retry-on all-retryable-errors`, as far as there are such errors here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +57,12 @@ class Retries:
     on: frozenset[str] = frozenset({"conn-failure"})
     """POST is retried like anything else once this names more than `conn-failure`."""
 
-    def allows(self, outcome: Outcome, done: int) -> bool:
-        return done < self.count and bool(_causes(outcome) & self.on)
+    pause: float = 1.0
+    """Seconds before the same server is asked again after a refused connection: min(timeout connect, 1 s)."""
+
+    def rules(self) -> RetryRules:
+        on = self.on | RETRYABLE if "all-retryable-errors" in self.on else self.on
+        return RetryRules(causes=_causes, on=on, retries=self.count)
 
     def elsewhere(self, done: int) -> bool:
         if self.redispatch < 0:
@@ -77,12 +85,15 @@ class Stream:
     """One request on its way."""
 
     request: Request
-    began_at: float
     ck: Persistence | None = None
     bound: Node | None = None
     avoid: Node | None = None
     retries: int = 0
     moved: bool = False
+    pause: float = 0.0
+    risked: str = ""
+    """The first server that may have run the request without an answer."""
+
     attempts: list[str] = field(default_factory=list)
 
 
@@ -115,29 +126,36 @@ class Haproxy:
         if not servers:
             raise ConfigError("need at least one server, got none")
         self.nodes = [Node(server) for server in servers]
+        self.names = tuple(server.name for server in servers)
         self.balance = balance
         self.retries = retries or Retries()
         self.cookie = cookie
         self.queue_timeout = queue_timeout
         self.all_backups = all_backups
+        self._rules = self.retries.rules()
         self._rng = rng or Random()
-        self._key = _key_of(balance)
-        self._function = _function(hash_type)
+        self._hashed = hashed_of(balance, hash_type)
         self._stick_on = stick_on
         self._stuck: dict[str, Node] = {}
         self._queue: list[Pending] = []
         self._woken: list[Wait] = []
         self._reused = False
+        self._starting: list[Node] = []
+        self.healths: dict[str, Health] = {}
+        """What checks and traffic have made of the servers, once `observe` was called."""
+
+        self._agents: dict[str, Agent] = {}
         make = self._algorithm(hash_type, balance_factor)
         self._active = make([node for node in self.nodes if not node.server.backup])
         self._backup = make([node for node in self.nodes if node.server.backup])
+        self._aim()
 
     def _algorithm(self, hash_type: str, factor: int) -> Callable[[list[Node]], Algorithm]:
-        word = self.balance.partition("(")[0].split()[0]
+        word = (self.balance.partition("(")[0].split() or [""])[0]
         if word == "random":
             draws = int(re.sub(r"\D", "", self.balance) or 2)
             return lambda nodes: RandomDraws(nodes, draws=draws, rng=self._rng)
-        if self._key is not None:
+        if self._hashed is not None:
             return (lambda nodes: Ring(nodes, factor=factor)) if "consistent" in hash_type else Map
         known: dict[str, Callable[[list[Node]], Algorithm]] = {
             "roundrobin": RoundRobin,
@@ -150,24 +168,17 @@ class Haproxy:
             raise ConfigError(f"need an algorithm of HAProxy ({names}), got {self.balance!r}")
         return known[word]
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(node.name for node in self.nodes)
-
-    # -- what an operator or a check may change
+    # -- what an operator, a check or an agent may change
 
     def node(self, name: str) -> Node:
-        return next(node for node in self.nodes if node.name == name)
+        return named(self.nodes, name)
 
-    def set_admin(self, name: str, admin: Admin) -> None:
+    def tell(self, name: str, standing: Standing) -> None:
         node = self.node(name)
-        node.admin = admin
-        self._changed(node)
-
-    def set_up(self, name: str, *, up: bool) -> None:
-        node = self.node(name)
-        node.up = up
-        self._changed(node)
+        stood = node.stopped
+        node.mode, node.up = standing.mode, standing.up
+        node.share = ceil(SCALE * standing.share)
+        self._changed(node, back=stood and not node.stopped)
 
     def set_weight(self, name: str, weight: int) -> None:
         """A weight in 0 .. 256. 0 lets bound clients in, and no others."""
@@ -177,16 +188,74 @@ class Haproxy:
         node.weight = weight
         self._changed(node)
 
-    def tell(self, name: str, standing: Standing) -> None:
+    def agent(self, name: str, reply: str) -> None:
+        """What an agent-check has answered, such as `75% up maxconn:30`."""
         node = self.node(name)
-        node.admin, node.up = Admin(standing.mode.value), standing.up
-        node.sixteenths = ceil(SCALE * standing.share)
-        self._changed(node)
-        if node.usable:
+        agent = self._agents.setdefault(name, Agent(weight=node.server.weight))
+        agent.reply(reply)
+        stood = node.stopped
+        node.up, node.mode, node.weight = agent.up, agent.mode, min(agent.weight, 256)
+        node.maxconn = node.full_maxconn = agent.maxconn or node.server.maxconn
+        self._changed(node, back=stood and not node.stopped)
+
+    def observe(self, rules: HealthRules) -> None:
+        """From now on traffic and `check` count together, as the check options of a server line say."""
+        self.healths = {name: Health(rules) for name in self.names}
+
+    def check(self, name: str, *, passed: bool) -> float:
+        """A check of that server has passed or failed. The seconds until the next one."""
+        node, health = self.node(name), self.healths[name]
+        health.check(passed=passed)
+        self._judged(node, health)
+        return health.next_after
+
+    def _judged(self, node: Node, health: Health) -> None:
+        if health.up is not node.up:
+            stood, node.up = node.stopped, health.up
+            self._changed(node, back=stood and not node.stopped)
+
+    def tick(self, now: float) -> None:
+        """Slow start: more weight and more connections, every second or every 20th of the time."""
+        for node in self._starting:
+            self._warm(node, now)
+        self._starting = [node for node in self._starting if node.sixteenths < SCALE]
+
+    def _warm(self, node: Node, now: float) -> None:
+        """It begins at the first instant that is known after the server has come back."""
+        node.up_at = now if node.up_at is None else node.up_at
+        whole = int(node.server.slowstart)
+        step = max(1.0, whole / 20)
+        seconds = (now - node.up_at) // step * step
+        sixteenths = slow_start(seconds, whole)
+        if node.full_maxconn and sixteenths < SCALE:
+            node.maxconn = max(1, node.full_maxconn * int(100 * seconds / whole) // 100)
+        elif node.full_maxconn:
+            node.maxconn = node.full_maxconn
+        if sixteenths != node.sixteenths:
+            node.sixteenths = sixteenths
+            self._changed(node)
+
+    def _changed(self, node: Node, *, back: bool = False) -> None:
+        if back and node.server.slowstart >= 1:
+            node.up_at, node.sixteenths = None, slow_start(0, int(node.server.slowstart))
+            node.maxconn = min(node.full_maxconn, 1)
+            self._starting.append(node)
+        node.recount()
+        self._group(node).changed(node)
+        self._aim()
+        if node.stopped:
+            self._redistribute(node)
+        else:
             self._serve_queue(node)
 
-    def _changed(self, node: Node) -> None:
-        self._group(node).changed(node)
+    def _aim(self) -> None:
+        """Who is asked: the active servers, else the first usable backup, or all with `allbackups`."""
+        self._usable = sum(node.usable for node in self.nodes if not node.server.backup)
+        backups = [node for node in self.nodes if node.server.backup and node.usable]
+        self._target: Algorithm | Node | None = self._active
+        if not self._usable:
+            self._target = self._backup if self.all_backups else next(iter(backups), None)
+        self._anybody = bool(self._usable or backups)
 
     def _group(self, node: Node) -> Algorithm:
         return self._backup if node.server.backup else self._active
@@ -194,59 +263,91 @@ class Haproxy:
     def explain(self, now: float) -> dict[str, str]:
         """For each server that gets no new client now, the rule that skips it."""
         reasons = {node.name: node.skipped() for node in self.nodes}
-        if any(node.usable for node in self.nodes if not node.server.backup):
-            reasons.update({n.name: "backup: an active one is usable" for n in self.nodes if n.server.backup})
+        backups = [node.name for node in self.nodes if node.server.backup and node.usable]
+        if self._usable:
+            reasons.update(dict.fromkeys(backups, "backup: an active one is usable"))
+        elif not self.all_backups:
+            reasons.update(dict.fromkeys(backups[1:], "backup: only the first usable one is used"))
         return {name: reason for name, reason in reasons.items() if reason}
 
     # -- one request, from its arrival to its answer
 
     def serve(self, request: Request, *, now: float) -> Flow:
-        stream = self._begin(request, now)
+        if self._starting:
+            self.tick(now)
+        stream = Stream(request)
+        if self.cookie is not None or self._stick_on:
+            self._bind(stream, now)
         while True:
-            try:
-                node = yield from self._slot(stream, now)
-            except TimeoutError:
-                node = None
+            node = stream.bound or self._pick(stream)
+            if node is not None and node.free:
+                self._take(node)
+            else:
+                try:
+                    node = yield from self._slot(stream, node, now)
+                except TimeoutError:
+                    node = None
             if node is None:
                 return self._answer(stream, None, 503)
-            outcome = yield from self._attempt(stream, node)
-            now = outcome.at
-            if self.retries.allows(outcome, stream.retries):
-                self._retry(stream, node)
+            stream.attempts.append(node.name)
+            try:
+                outcome = received((yield self._asked(stream, node, request)))
+                now = outcome.at
+                again = self._rules.allows(request, outcome, done=stream.retries, elapsed=0.0)
+                if outcome.open and not again:
+                    self._remember(stream, node)
+                    answer = self._answer(stream, node, outcome.status, outcome)
+                    yield Relay(answer)  # the slot is taken until the last byte has left
+                    return answer
+            finally:
+                self._leave(node)
+            if self.healths:
+                self._observe(node, outcome)
+            if again:
+                self._retry(stream, node, outcome)
             elif outcome.fault is None:
                 self._remember(stream, node)
-                answer = self._answer(stream, node, outcome.status, outcome)
-                if outcome.open:
-                    yield from self._relay(answer, outcome, node)
-                return answer
+                return self._answer(stream, node, outcome.status, outcome)
             else:
                 return self._failed(stream, outcome.fault)
 
-    def _begin(self, request: Request, now: float) -> Stream:
-        stream = Stream(request, now)
+    def _asked(self, stream: Stream, node: Node, came_in: Request) -> Attempt:
+        if stream.request is came_in and not stream.retries:
+            return node.attempt
+        request = None if stream.request is came_in else stream.request
+        warning = twice(came_in, stream.risked, node.name)
+        return Attempt(node.name, request, after=stream.pause, warning=warning)
+
+    def _bind(self, stream: Stream, now: float) -> None:
+        """By the cookie, else by the stick table."""
         if self.cookie is not None:
-            stream.ck = Persistence(self.cookie, request, self.nodes, now)
+            stream.ck = Persistence(self.cookie, stream.request, self.nodes, now)
             stream.request = stream.ck.request
             stream.bound = stream.ck.node
         if self._stick_on and stream.bound is None:
-            stuck = self._stuck.get(request.header(self._stick_on))
+            stuck = self._stuck.get(stream.request.header(self._stick_on))
             stream.bound = stuck if stuck is not None and not stuck.stopped else None
-        return stream
 
-    def _slot(self, stream: Stream, now: float) -> Generator[Wait, Outcome | None, Node | None]:
-        """A server with room, at once or after a wait. None: there is none to wait for."""
-        node = stream.bound or self._pick(stream)
-        if node is not None and not node.free and self._queue_full(node):
+    def _slot(
+        self, stream: Stream, node: Node | None, now: float
+    ) -> Generator[Wait, Outcome | None, Node | None]:
+        """A server with room after a wait. None: there is none to wait for."""
+        if node is not None and self._queue_full(node):
             if not (stream.ck and stream.ck.node and self.retries.redispatch):
                 return None
             self._unbind(stream)
             node = self._pick(stream)
-        if node is None and not any(each.usable for each in self.nodes):
-            return None
-        if node is not None and node.free:
-            self._take(node)
-            return node
-        return (yield from self._wait(node, now))
+        while True:
+            if node is not None and node.free:
+                self._take(node)
+                return node
+            if node is None and not self._anybody:
+                return None
+            given = yield from self._wait(node, now)
+            if given is not None:
+                return given
+            self._unbind(stream)  # its server went down while it waited there
+            node = self._pick(stream)
 
     def _wait(self, node: Node | None, now: float) -> Generator[Wait, Outcome | None, Node | None]:
         pending = Pending(Wait(now + self.queue_timeout, node.name if node else ""), node)
@@ -256,16 +357,13 @@ class Haproxy:
             self._group(node).taken(node)
         try:
             yield pending.wait
-        except (TimeoutError, GeneratorExit):
-            self._give_up(pending)
+        except BaseException:
+            if pending.given is not None:
+                self._leave(pending.given)
+            elif pending in self._queue:
+                self._leave_queue(pending)
             raise
         return pending.given
-
-    def _give_up(self, pending: Pending) -> None:
-        if pending.given is None:
-            self._leave_queue(pending)
-        else:
-            self._freed(pending.given)
 
     def _leave_queue(self, pending: Pending) -> None:
         self._queue.remove(pending)
@@ -276,62 +374,42 @@ class Haproxy:
         return 0 < node.server.maxqueue <= node.queued
 
     def _pick(self, stream: Stream) -> Node | None:
-        group = self._usable_group()
-        if isinstance(group, Node) or group is None:
+        group = self._target
+        if group is None or isinstance(group, Node):
             return group
-        waiting = any(pending.node is None for pending in self._queue)
-        if waiting and self.balance in ("roundrobin", "static-rr", "first"):
+        if self._queue and self.balance in FAIR and any(pending.node is None for pending in self._queue):
             return None  # whoever waits already is first
-        value = self._hash(stream.request)
-        if value is not None and isinstance(group, (Map, Ring)):
-            return group.by_hash(value, stream.avoid)
+        if self._hashed is not None and isinstance(group, (Map, Ring)):
+            value = self._hashed(stream.request)
+            if value is not None:
+                return group.by_hash(value, stream.avoid)
         return group.pick(stream.avoid)
 
-    def _usable_group(self) -> Algorithm | Node | None:
-        """The active servers; without any, the first usable backup, or all of them with `allbackups`."""
-        if any(node.usable for node in self.nodes if not node.server.backup):
-            return self._active
-        if self.all_backups:
-            return self._backup
-        return next((node for node in self.nodes if node.server.backup and node.usable), None)
+    def _observe(self, node: Node, outcome: Outcome) -> None:
+        """`observe layer4` counts connections, `observe layer7` what comes back over them."""
+        health = self.healths[node.name]
+        if not health.observed.observe:
+            return
+        refused = outcome.fault is Fault.REFUSED
+        if health.observed.observe == "layer4":
+            health.observe(0 if refused else 200)
+        elif not refused:
+            health.observe(outcome.status)
+        self._judged(node, health)
 
-    def _hash(self, request: Request) -> int | None:
-        key = self._key(request) if self._key is not None else None
-        return None if key is None else self._function(key)
-
-    def _attempt(self, stream: Stream, node: Node) -> Generator[Attempt, Outcome | None, Outcome]:
-        stream.attempts.append(node.name)
-        try:
-            outcome = yield from attempt(Attempt(node.name, stream.request))
-        except GeneratorExit:
-            self._freed(node)
-            raise
-        if not outcome.open or self.retries.allows(outcome, stream.retries):
-            self._freed(node)
-        return outcome
-
-    def _relay(self, answer: Answer, outcome: Outcome, node: Node) -> Generator[Relay, Outcome | None, None]:
-        """The slot is taken until the last byte has left."""
-        try:
-            yield from relay(answer, outcome)
-        finally:
-            self._freed(node)
-
-    def _freed(self, node: Node) -> None:
-        node.served -= 1
-        self._group(node).taken(node)
-        self._serve_queue(node)
-
-    def _retry(self, stream: Stream, node: Node) -> None:
+    def _retry(self, stream: Stream, node: Node, outcome: Outcome) -> None:
         stream.retries += 1
+        stream.risked = stream.risked or (node.name if outcome.sent else "")
         turns = self.balance.partition("(")[0] in TAKING_TURNS and stream.bound is None
-        several = sum(each.usable for each in self.nodes if not each.server.backup) > 1
         redispatch = self.retries.redispatch != 0
-        if redispatch and (node.stopped or self.retries.elsewhere(stream.retries) or (turns and several)):
+        several = turns and self._usable > 1
+        if redispatch and (node.stopped or self.retries.elsewhere(stream.retries) or several):
             self._unbind(stream)
             stream.avoid = node
+            stream.pause = 0.0
         else:
             stream.bound = node
+            stream.pause = 0.0 if outcome.sent else self.retries.pause
 
     def _unbind(self, stream: Stream) -> None:
         stream.bound = None
@@ -345,9 +423,15 @@ class Haproxy:
         node.served += 1
         self._group(node).taken(node)
 
+    def _leave(self, node: Node) -> None:
+        node.served -= 1
+        self._group(node).taken(node)
+        if self._queue:
+            self._serve_queue(node)
+
     def _serve_queue(self, node: Node) -> None:
         """Give the free slots of a server to whoever waits longest."""
-        while node.maxconn and node.served < node.maxconn:
+        while self._queue and (not node.maxconn or node.served < node.maxconn):
             waiting = [
                 each for each in self._queue if each.node is node or (each.node is None and node.usable)
             ]
@@ -357,6 +441,12 @@ class Haproxy:
             self._leave_queue(pending)
             pending.given = node
             self._take(node)
+            self._woken.append(pending.wait)
+
+    def _redistribute(self, node: Node) -> None:
+        """A server went down: with `redispatch`, those who wait for it look for another one."""
+        for pending in [each for each in self._queue if each.node is node and self.retries.redispatch]:
+            self._leave_queue(pending)
             self._woken.append(pending.wait)
 
     def woken(self) -> list[Wait]:
@@ -402,74 +492,13 @@ class Haproxy:
         )
 
 
-def _causes(outcome: Outcome) -> set[str]:
-    if outcome.fault is None:
-        return {str(outcome.status)}
-    names = {
-        Fault.REFUSED: "conn-failure",
-        Fault.RESET: "empty-response",
-        Fault.TIMEOUT: "response-timeout",
-    }
-    return {names[outcome.fault]}
+CAUSES = {
+    Fault.REFUSED: frozenset({"conn-failure"}),
+    Fault.RESET: frozenset({"empty-response"}),
+    Fault.TIMEOUT: frozenset({"response-timeout"}),
+}
 
 
-def _function(hash_type: str) -> Callable[[bytes], int]:
-    words = hash_type.split()
-    named = next((word for word in words if word in FUNCTIONS), None)
-    function = FUNCTIONS[named or "sdbm"]
-    plain = int.from_bytes
-
-    def raw(key: bytes) -> int:
-        return plain(key, "big") if key[:1] == b"\0" else function(key)
-
-    if "avalanche" in words or ("consistent" in words and named is None):
-        return lambda key: full_hash(raw(key))
-    return raw
-
-
-def _key_of(balance: str) -> Callable[[Request], bytes | None] | None:
-    """What of a request is hashed; None for the algorithms that look at no key."""
-    if balance == "source":
-        return _source
-    if balance.startswith("uri"):
-        return _uri(balance.split()[1:])
-    if found := re.fullmatch(r"url_param (\S+)", balance):
-        name = found[1]
-        return lambda request: request.argument(name).encode() or None
-    if found := re.fullmatch(r"hdr\(([^)]+)\)( use_domain_only)?", balance):
-        return _header(found[1].lower(), domain_only=bool(found[2]))
-    return None
-
-
-def _source(request: Request) -> bytes:
-    """An address is no text: the xor of its 32-bit words, marked by a zero in front."""
-    packed = ip_address(request.client).packed
-    value = 0
-    for at in range(0, len(packed), 4):
-        value ^= int.from_bytes(packed[at : at + 4], "big")
-    return value.to_bytes(5, "big")
-
-
-def _uri(words: list[str]) -> Callable[[Request], bytes]:
-    whole = "whole" in words
-    limits = {name: int(words[words.index(name) + 1]) for name in ("len", "depth") if name in words}
-
-    def key(request: Request) -> bytes:
-        text = request.target[: limits.get("len") or None]
-        if not whole:
-            text = text.partition("?")[0]
-        if "depth" in limits:
-            text = "/".join(text.split("/")[: limits["depth"] + 1])
-        return text.encode()
-
-    return key
-
-
-def _header(name: str, *, domain_only: bool) -> Callable[[Request], bytes | None]:
-    def key(request: Request) -> bytes | None:
-        value = request.header(name)
-        if domain_only and value.count("."):
-            value = value.split(".")[-2]
-        return value.encode() or None
-
-    return key
+def _causes(outcome: Outcome) -> frozenset[str]:
+    """The words of `retry-on` for an outcome."""
+    return frozenset({str(outcome.status)}) if outcome.fault is None else CAUSES[outcome.fault]

@@ -68,6 +68,8 @@ class Map:
 def _slots(nodes: Sequence[Node]) -> list[Node]:
     common = gcd(*(node.weight for node in nodes)) or 1
     weights = [node.weight // common for node in nodes]
+    if set(weights) == {1}:
+        return list(nodes)  # what comes out of the walk below, in which each is looked at for each slot
     total = sum(weights)
     scores = [0] * len(nodes)
     slots = []

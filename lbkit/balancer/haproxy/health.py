@@ -1,83 +1,48 @@
 """HAProxy's health: checks with rise and fall, observed traffic, slow start, and the agent's word.
 
-Source: src/check.c and src/server.c of 2.6. A server starts UP with one life: its health is `rise`, and the
-first failed check takes it down.
-
-==========  ==============================================================================
-a check     health (0 .. rise + fall - 1; UP from `rise` on)
-==========  ==============================================================================
-passes      one up; at `rise` all the way to the top
-fails       one down; below `rise` all the way to 0
-==========  ==============================================================================
+Source: src/check.c and src/server.c of 2.6.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lbkit.balancer.haproxy.node import SCALE, Admin
+from lbkit.balancer import check
+from lbkit.balancer.haproxy.node import SCALE
+from lbkit.balancer.replica import Mode
 from lbkit.errors import ConfigError
 
 __all__ = ["Agent", "Health", "HealthRules", "slow_start"]
 
 ON_ERROR = ("fastinter", "fail-check", "sudden-death", "mark-down")
+OBSERVED = ("", "layer4", "layer7")
 NOT_ERRORS = (501, 505)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HealthRules:
-    """The check options of a server line. Intervals in seconds; 0 means "as inter"."""
+class HealthRules(check.CheckRules):
+    """The check options of a server line. `observe`: what of its traffic counts beside the checks."""
 
-    rise: int = 2
-    fall: int = 3
-    inter: float = 2.0
-    fastinter: float = 0.0
-    downinter: float = 0.0
+    observe: str = ""
     error_limit: int = 10
     on_error: str = "fail-check"
 
     def __post_init__(self) -> None:
-        if self.rise < 1 or self.fall < 1:
-            raise ConfigError(f"need rise >= 1 and fall >= 1, got rise={self.rise}, fall={self.fall}")
+        super(HealthRules, self).__post_init__()
         if self.on_error not in ON_ERROR:
             raise ConfigError(f"need on_error to be one of {', '.join(ON_ERROR)}, got {self.on_error!r}")
+        if self.observe not in OBSERVED or self.error_limit < 1:
+            got = f"observe={self.observe!r}, error_limit={self.error_limit}"
+            raise ConfigError(f"need observe to be layer4 or layer7 and error_limit >= 1, got {got}")
 
 
-class Health:
-    """The health of one server."""
+class Health(check.Health):
+    """The health of one server, which its traffic may change as well."""
 
     def __init__(self, rules: HealthRules | None = None) -> None:
-        self.rules = rules or HealthRules()
-        self.health = self.rules.rise
+        self.observed = rules or HealthRules()
+        super().__init__(self.observed)
         self._errors = 0
-
-    @property
-    def up(self) -> bool:
-        return self.health >= self.rules.rise
-
-    @property
-    def full(self) -> int:
-        return self.rules.rise + self.rules.fall - 1
-
-    @property
-    def next_after(self) -> float:
-        """Seconds until the next check: fast while it is in transition, slow while it is down for good."""
-        rules = self.rules
-        if self.health == self.full:
-            return rules.inter
-        if self.health == 0:
-            return rules.downinter or rules.inter
-        return rules.fastinter or rules.inter
-
-    def check(self, *, passed: bool) -> None:
-        if passed:
-            self.health = min(self.health + 1, self.full)
-            if self.up:
-                self.health = self.full
-        elif self.health > self.rules.rise:
-            self.health -= 1
-        else:
-            self.health = 0
 
     def observe(self, status: int) -> None:
         """A response that traffic got (0: none). Any response that is no error forgives all errors."""
@@ -85,17 +50,18 @@ class Health:
             self._errors = 0
             return
         self._errors += 1
-        if self._errors >= self.rules.error_limit:
+        if self._errors >= self.observed.error_limit:
             self._errors = 0
             self._punish()
 
     def _punish(self) -> None:
-        if self.rules.on_error == "fastinter":
+        rules = self.observed
+        if rules.on_error == "fastinter":
             return
-        if self.rules.on_error == "sudden-death":
-            self.health = min(self.health, self.rules.rise + 1)
-        elif self.rules.on_error == "mark-down":
-            self.health = min(self.health, self.rules.rise)
+        if rules.on_error == "sudden-death":
+            self.health = min(self.health, rules.rise + 1)
+        elif rules.on_error == "mark-down":
+            self.health = min(self.health, rules.rise)
         self.check(passed=False)
 
 
@@ -112,12 +78,12 @@ class Agent:
         self.initial = weight
         self.weight = weight
         self.maxconn = 0
-        self.admin = Admin.READY
+        self.mode = Mode.READY
         self.up = True
 
     @property
     def usable(self) -> bool:
-        return self.up and self.admin is Admin.READY and self.weight > 0
+        return self.up and self.mode is Mode.READY and self.weight > 0
 
     def reply(self, line: str) -> None:
         """Unknown words are ignored, and so is what follows a `#`."""
@@ -128,7 +94,7 @@ class Agent:
         if word in ("up", "down", "fail", "stopped"):
             self.up = word == "up"
         elif word in ("ready", "drain", "maint"):
-            self.admin = Admin(word)
+            self.mode = Mode(word)
         elif word.startswith("maxconn:") and word[8:].isdigit():
             self.maxconn = int(word[8:])
         elif word.endswith("%") and word[:-1].isdigit():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Iterable
 from itertools import count
 
@@ -10,26 +10,39 @@ from lbkit.balancer.haproxy.node import SCALE, Node
 
 __all__ = ["First", "LeastConn"]
 
+Entry = tuple[int, int, Node]
+"""Key, order of arrival, server: no two have the same first two."""
+
 
 class LeastConn:
     """The least (served + 1) per weight. Idle servers have key 0 whatever their weight, and take turns."""
 
     def __init__(self, nodes: Iterable[Node]) -> None:
-        self._tree: list[tuple[int, int, Node]] = []
+        self._tree: list[Entry] = []
+        self._entries: dict[str, Entry] = {}
         self._order = count()
         for node in nodes:
             self.changed(node)
 
     def changed(self, node: Node) -> None:
-        self._tree = [entry for entry in self._tree if entry[2] is not node]
+        """Its load or its state is another one: it goes to the end of those with its new key."""
+        if (entry := self._entries.pop(node.name, None)) is not None:
+            del self._tree[bisect_left(self._tree, entry)]
         if node.usable:
-            insort(self._tree, (self._key(node), next(self._order), node))
+            entry = self._entries[node.name] = (self._key(node), next(self._order), node)
+            insort(self._tree, entry)
 
     taken = changed
 
     def pick(self, avoid: Node | None = None) -> Node | None:
-        open_ = [node for _, _, node in self._tree if _has_room(node)]
-        return next((node for node in open_ if node is not avoid), open_[0] if open_ else None)
+        """The first with room. The one to avoid only when there is no other."""
+        avoided: Node | None = None
+        for _, _, node in self._tree:
+            if _has_room(node):
+                if node is not avoid:
+                    return node
+                avoided = node
+        return avoided
 
     def _key(self, node: Node) -> int:
         inflight = node.served + node.queued

@@ -7,7 +7,7 @@ this turn waits in `next`, which becomes `init` when the turn is over.
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Iterable
 from itertools import count
 
@@ -158,7 +158,7 @@ class RoundRobin:
 
     def _dequeue(self, place: Place) -> None:
         if place.tree is not None and place.entry is not None:
-            place.tree.remove(place.entry)
+            del place.tree[bisect_left(place.tree, place.entry)]
             place.entry = None
 
     def _queue(self, place: Place) -> None:

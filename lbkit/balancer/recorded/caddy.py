@@ -17,6 +17,8 @@ KNOWN = {
     "fail_duration",
     "max_fails",
     "unhealthy_status",
+    "unhealthy_latency",
+    "unhealthy_request_count",
     "header_down",
 }
 

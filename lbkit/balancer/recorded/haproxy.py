@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Callable, Iterator
 from random import Random
 
+from lbkit.balancer.exchange import Standing
 from lbkit.balancer.haproxy import (
-    Admin,
     Agent,
     Cookie,
     Haproxy,
@@ -22,6 +22,7 @@ from lbkit.balancer.haproxy.cookie import dynamic_value
 from lbkit.balancer.haproxy.node import SCALE
 from lbkit.balancer.recorded.nginx import seconds
 from lbkit.balancer.replay import Differs, NotModelled, Recording, Start, same_shares
+from lbkit.balancer.replica import Mode
 
 __all__ = ["SPECIAL", "backend", "starts"]
 
@@ -132,7 +133,7 @@ def _stick(rest: str) -> str:
 def _command(model: Haproxy, command: str) -> None:
     words = command.replace("/", " ").split()
     if words[:2] == ["set", "server"] and words[4] == "state":
-        model.set_admin(words[3], Admin(words[5]))
+        model.tell(words[3], Standing(mode=Mode(words[5])))
     elif words[:2] == ["set", "weight"]:
         model.set_weight(words[3], _weight(model.node(words[3]).server.weight, words[4]))
     else:
@@ -182,8 +183,8 @@ def _agent(recording: Recording) -> None:
     agent = Agent(weight=recording.settings["initial_weight"])
     for step, (op, real) in enumerate(zip(recording.requests, recording.states, strict=True)):
         agent.reply(op["reply"])
-        admin = {Admin.READY: 0, Admin.MAINT: 1, Admin.DRAIN: 8}[agent.admin]
-        running = agent.up and agent.admin is not Admin.MAINT
+        admin = {Mode.READY: 0, Mode.MAINT: 1, Mode.DRAIN: 8}[agent.mode]
+        running = agent.up and agent.mode is not Mode.MAINT
         slim = str(agent.maxconn) if agent.maxconn else ""
         ours = {"weight": agent.weight, "slim": slim, "op_state": 2 if running else 0, "admin_state": admin}
         _same(step, real, {**ours, "picked": "b1" if agent.usable else None})

@@ -104,7 +104,7 @@ def _sticky(rest: str) -> Sticky:
     if mode == "learn" and options["create"].startswith("$upstream_cookie_"):
         create = options["create"].removeprefix("$upstream_cookie_")
         timeout = seconds(options.get("timeout", "10m"))
-        return Sticky(mode=mode, create=create, sources=(options["lookup"],), timeout=timeout)
+        return Sticky(mode=mode, create=(create,), sources=(options["lookup"],), timeout=timeout)
     raise NotModelled(f"sticky {rest}")
 
 

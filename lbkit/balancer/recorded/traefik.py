@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice, permutations
 from typing import Any
 
+from lbkit.balancer.exchange import Standing
 from lbkit.balancer.recorded.nginx import seconds
 from lbkit.balancer.replay import Guided, NotModelled, Recording, Start
 from lbkit.balancer.traefik import Cookie, Member, PassiveCheck, Traefik
@@ -35,7 +36,7 @@ def _start(model: Traefik, guide: Guided) -> Start:
     return Start(
         model=model,
         guide=guide,
-        status=lambda name, up: model.set_up(name, up=up),
+        status=lambda name, up: model.tell(name, Standing(up=up)),
         refused_count=False,
     )
 
