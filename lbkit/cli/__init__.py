@@ -14,6 +14,7 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtra("click", extra="serve") from error
 
+from lbkit.cli.doctor import doctor
 from lbkit.cli.drain import drain, status, undrain
 from lbkit.cli.exec import exec_
 from lbkit.cli.explain import explain
@@ -69,6 +70,7 @@ main.add_command(status)
 main.add_command(replay)
 main.add_command(explain)
 main.add_command(sessions)
+main.add_command(doctor)
 
 
 def _told(message: str) -> int:
