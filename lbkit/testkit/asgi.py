@@ -151,8 +151,16 @@ class Watch:
             self._row.disconnected = True
 
     async def send(self, message: Message) -> None:
-        row, kind = self._row, message["type"]
-        await self._send(message)
+        self._note(message, message["type"])
+        try:
+            await self._send(message)
+        except OSError:
+            self._row.disconnected = True
+            raise
+
+    def _note(self, message: Message, kind: str) -> None:
+        """Before it is sent: the client may be on another loop, and look at the trace the moment it comes."""
+        row = self._row
         if kind in STARTS:
             row.status = message.get("status", 101)
             row.first_byte_at = self._clock()
@@ -184,7 +192,8 @@ class Upstream:
         try:
             await self._serve(scope, receive, send, row)
         except ReplicaFault:
-            if may_retry(row, replicas=len(self._replica.cluster), repeatable=watch.repeatable):
+            cluster = self._replica.cluster
+            if may_retry(row, profile=cluster.profile, replicas=len(cluster), repeatable=watch.repeatable):
                 raise Again from None
             raise
 

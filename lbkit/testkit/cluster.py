@@ -25,6 +25,7 @@ from typing import Any, TypeAlias, TypeVar
 from lbkit import asgi, wsgi
 from lbkit.asgi.bridge import WSGIBridge
 from lbkit.balancer import KeyedPolicy, Mode, Policy
+from lbkit.balancer.arrangement import Arrangement
 from lbkit.balancer.members import name_of
 from lbkit.errors import ConfigError
 from lbkit.interface import Interface, interface_of
@@ -56,6 +57,10 @@ class Cluster:
     or a mapping from names. Only a recipe gives each replica module globals of its own: `isolation` and
     `private` say how far that goes. An object cannot be made again, and keeps its memory over a restart.
     `timeout` is the balancer's patience in seconds with a silent replica. `seed` makes chance repeatable.
+
+    With a `profile` such as "nginx" the balancer decides as that one does, over failures and retries as well,
+    and `policy` and `sticky` are in its words. Without one it asks the next replica when one refuses, or
+    fails a request that may be repeated; a replica that has refused is left alone for a second.
     """
 
     def __init__(
@@ -63,8 +68,9 @@ class Cluster:
         app: Apps,
         *,
         replicas: int = 3,
-        policy: Policy | KeyedPolicy | None = None,
-        sticky: Sticky | None = None,
+        profile: str | None = None,
+        policy: str | Policy | KeyedPolicy | None = None,
+        sticky: str | Sticky | None = None,
         isolation: str = "module",
         private: Iterable[str] = (),
         timeout: float = 5.0,
@@ -82,7 +88,9 @@ class Cluster:
         self.hooks: list[Hook] = []
         """Awaited with the row of each request before it is given to the balancer."""
 
-        self._policy, self._sticky = policy, sticky
+        self.profile = profile
+        self._arrangement: Arrangement = {"profile": profile, "policy": policy, "sticky": sticky}
+        self._arrangement |= {"read_timeout": None, "rng": self.rng}  # a silent replica is given up by us
         began_at = clock()
         self.clock: Clock = lambda: clock() - began_at
         self.trace = Trace()
@@ -154,9 +162,9 @@ class Cluster:
         upstreams = {name: replica.upstream for name, replica in self.replicas.items()}
         states = self.balancer.pool.states if self.balancer is not None else ()
         modes = {state.replica.name: state.mode for state in states}
-        self.balancer = make(upstreams, policy=self._policy, sticky=self._sticky)
+        self.balancer = make(upstreams, **self._arrangement)
         for name in upstreams.keys() & modes.keys():
-            self.balancer.pool.set_mode(name, modes[name])
+            self.mode(name, modes[name])
 
     # What stands here.
 
@@ -291,11 +299,15 @@ class Cluster:
             raise ConfigError(f"{rule}, got the {kind.value} app {app!r}")
 
     def mode(self, name: str, mode: Mode) -> None:
+        """What the operator of the balancer wants of this replica."""
         self._out.pop(name, None)
-        self.balancer.pool.set_mode(name, mode)
+        verbs = {Mode.READY: "ready", Mode.DRAIN: "drain", Mode.MAINT: "maintain"}
+        getattr(self.balancer, verbs[mode])(name)
 
     def refused_by(self, name: str) -> None:
-        """Leave it alone for a while."""
+        """Leave it alone for a while, where no profile does."""
+        if self.profile is not None:
+            return
         self.mode(name, Mode.MAINT)
         self._out[name] = self.clock() + OUT
 

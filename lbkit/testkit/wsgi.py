@@ -141,9 +141,9 @@ class Upstream:
         try:
             return self._serve(environ, start_response, row)
         except ReplicaFault:
-            refused = row.attempts[-1].fault == "refused"
-            replicas = len(self._replica.cluster)
-            if may_retry(row, replicas=replicas, repeatable=repeatable or refused):
+            cluster, refused = self._replica.cluster, row.attempts[-1].fault == "refused"
+            repeatable = repeatable or refused
+            if may_retry(row, profile=cluster.profile, replicas=len(cluster), repeatable=repeatable):
                 raise Again from None
             raise
 
@@ -299,7 +299,7 @@ class Call:
         self._check()
 
     def _raised(self, error: Exception) -> None:
-        self._attempt.zombie = self._error is not None
+        self._attempt.zombie = self._error not in (None, error)
         self._check()
         self._attempt.fault = f"raised {type(error).__name__}: {error}"
         raise error

@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import httpx
@@ -203,7 +204,7 @@ def test_a_cluster_grows_and_shrinks(cluster: Cluster) -> None:
 def test_a_client_that_is_bound_by_a_cookie_stays_until_its_replica_dies(notes: Notes) -> None:
     sticky = Sticky(secret_keys=["k" * 32], secure=False)
     for shop in SHOPS.values():
-        with Cluster(lambda shop=shop: shop(notes), sticky=sticky) as cluster:
+        with Cluster(partial(shop, notes), sticky=sticky) as cluster:
             client, other = cluster.client(), cluster.client()
             for _ in range(3):
                 client.get("/")
@@ -324,3 +325,17 @@ def test_mistakes_are_told_with_the_rule(cluster: Cluster) -> None:
     ]:
         with pytest.raises(ConfigError, match=rule):
             wrong()
+
+
+@pytest.mark.parametrize(("profile", "status", "attempts"), [("nginx", 200, 2), ("caddy@2.6", 502, 1)])
+def test_under_a_profile_the_balancer_decides_who_is_asked_next(
+    notes: Notes, profile: str, status: int, attempts: int
+) -> None:
+    for shop in SHOPS.values():
+        with Cluster(partial(shop, notes), profile=profile, policy="round_robin") as cluster:
+            client = cluster.client()
+            cluster["web1"].kill()
+            for _ in range(3):
+                client.get("/")
+            refused = cluster.trace.by(replica="web1")[0]
+            assert (refused.status, len(refused.attempts)) == (status, attempts)
