@@ -1,0 +1,195 @@
+"""The sessions of one app, but for the waiting: what `Sessions` of `lbkit.wsgi` and of `lbkit.asgi` share.
+
+What the client is told when the store does not answer, by `SessionOptions.on_unavailable`:
+
+==================================  =========================  ==========================================
+the request                         "503"                      "anonymous"
+==================================  =========================  ==========================================
+does not use its session            its answer                 its answer
+uses it, and the app fails          503                        its answer: the session was empty
+uses it, and the app copes          its answer                 its answer
+puts something in, and says "done"  503: that would be untrue  its answer, and a line in the log
+==================================  =========================  ==========================================
+
+With "raise" nothing is done about it here. No answer touches the cookie.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from typing import NamedTuple, TypeVar, cast
+
+from lbkit.cookie import signing_keys
+from lbkit.errors import ConfigError, LbkitError, SessionConflict, SessionError, SessionUnavailable
+from lbkit.health.outcome import Outcome
+from lbkit.sessions.breaker import Breaker
+from lbkit.sessions.cookie import SessionCookie
+from lbkit.sessions.encryption import Encryption
+from lbkit.sessions.flows import SessionFlows
+from lbkit.sessions.line import Flow, Line
+from lbkit.sessions.options import SessionOptions
+from lbkit.sessions.session import Session
+from lbkit.types import Clock
+
+__all__ = ["CURRENT", "AppSessions", "Refusal"]
+
+S = TypeVar("S", bound="AppSessions")
+
+logger = logging.getLogger("lbkit.sessions")
+
+CURRENT: ContextVar[Session | None] = ContextVar("lbkit_session", default=None)
+"""The session of the request that is being answered."""
+
+
+class Refusal(NamedTuple):
+    """What the client gets in place of the app's answer."""
+
+    status: int
+    reason: str
+    body: bytes
+    headers: tuple[tuple[str, str], ...]
+
+
+def _refusal(status: int, reason: str, why: str, *more: tuple[str, str]) -> Refusal:
+    body = f"{status} {reason}: {why}\n".encode()
+    headers = (
+        ("Content-Type", "text/plain; charset=utf-8"),
+        ("Content-Length", str(len(body))),
+        ("Cache-Control", "no-store"),
+        *more,
+    )
+    return Refusal(status, reason, body, headers)
+
+
+UNAVAILABLE = _refusal(
+    503, "Service Unavailable", "sessions cannot be reached; please try again", ("Retry-After", "1")
+)
+CONFLICT = _refusal(409, "Conflict", "another request has changed the session meanwhile; please try again")
+
+
+class AppSessions:
+    """`secret_keys`: the newest first; the newest signs, and all of them verify."""
+
+    def __init__(
+        self,
+        *,
+        secret_keys: Iterable[str | bytes],
+        options: SessionOptions | None,
+        wall: Clock,
+        clock: Clock,
+    ) -> None:
+        self.options = options = options or SessionOptions()
+        keys = signing_keys(secret_keys)
+        self.cookie = SessionCookie(
+            secret_keys=keys,
+            name=options.cookie,
+            secure=options.secure,
+            same_site=options.same_site,
+            path=options.path,
+            domain=options.domain,
+        )
+        self.line = Line(clock=clock, breaker=Breaker())
+        encryption = Encryption(secret_keys=keys) if options.encrypt else None
+        self.flows = SessionFlows(self.cookie, options, line=self.line, wall=wall, encryption=encryption)
+
+    @classmethod
+    def of(
+        cls: Callable[..., S],
+        store: object,
+        secret_keys: Iterable[str | bytes],
+        options: SessionOptions | None,
+    ) -> S | None:
+        """Those that are given, or new ones in the store that is given; None for None."""
+        if isinstance(store, cast(type, cls)):
+            return cast(S, store)
+        if store is None:
+            if secret_keys or options is not None:
+                raise ConfigError(
+                    'need sessions, such as sessions="redis://...", for secret_keys and options'
+                )
+            return None
+        return cls(store, secret_keys=secret_keys, options=options)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How often what has happened in this process: created, rotated, renewed, ended, missed, conflicts,
+        unavailable, refused, revocations, lost_gone, lost_unavailable, lost_late."""
+        return self.line.counts
+
+    def check(self) -> Outcome:
+        """A health check, for `lbkit.check("sessions", critical=False)`: it asks the breaker, not the store.
+
+        Degraded and no worse: all replicas share the store, and would leave the balancer together.
+        """
+        if self.line.breaker.closed:
+            return Outcome.healthy()
+        return Outcome.degraded("the session store does not answer")
+
+    def current(self) -> Session | None:
+        """The session of the request that is being answered."""
+        return CURRENT.get()
+
+    def depart(self, session: Session, status: int) -> Flow[Refusal | None]:
+        """The head of the answer is about to leave: keep the session, or say what to answer instead."""
+        if (refusal := self._overruled(session, status)) is not None:
+            session.departed = True
+            return refusal
+        if status >= 500 and not self.options.save_on_error:
+            session.departed = session.void = True
+            return None
+        try:
+            yield from self.flows.save(session)
+        except (SessionUnavailable, SessionConflict) as error:
+            return self._failed(error)
+        finally:
+            session.departed = True
+        return None
+
+    def conclude(self, session: Session) -> Flow[None]:
+        """The answer is over: keep what was changed since its head has left. Too late to tell anybody."""
+        if self.flows.unfinished(session):
+            try:
+                yield from self.flows.finish(session)
+            except LbkitError as error:
+                session.void = True
+                if session.modified:
+                    self.line.count("lost_late")
+                    logger.error("what was put into a session after the answer's head is lost: %s", error)
+
+    def refusal(self, error: SessionError) -> Refusal | None:
+        """What to answer when the app has let this error pass."""
+        if self.options.on_unavailable != "raise":
+            if isinstance(error, SessionUnavailable):
+                return UNAVAILABLE
+            if isinstance(error, SessionConflict):
+                return CONFLICT
+        return None
+
+    def _overruled(self, session: Session, status: int) -> Refusal | None:
+        if session.outage is None and session.failure is None:
+            return None
+        if status == 500 and (error := session.failure or session.outage) is not None:
+            return self.refusal(error)
+        promised = status < 400 and session.modified
+        return UNAVAILABLE if promised and self.options.on_unavailable == "503" else None
+
+    def _failed(self, error: SessionError) -> Refusal | None:
+        options = self.options
+        if isinstance(error, SessionUnavailable):
+            if options.on_unavailable == "raise":
+                raise error
+            logger.error("what a request has put into its session could not be kept: %s", error)
+            if options.commit_errors == "log" or options.on_unavailable == "anonymous":
+                self.line.count("lost_unavailable")
+                return None
+        return UNAVAILABLE if isinstance(error, SessionUnavailable) else CONFLICT
+
+    def _spared(self, except_current: bool) -> Session | None:
+        session = self.current() if except_current else None
+        if except_current and session is None:
+            raise SessionError("except_current=True is for a request: there is no session now")
+        if session is not None and session.new:  # which also makes sure that it has been looked up
+            return None
+        return session

@@ -1,0 +1,371 @@
+"""How a session is opened, kept, given a new id and ended: one text for Flask and for ASGI.
+
+Each flow yields the calls that it makes to the store; `lbkit.flow.run` and `arun` drive it. What a request
+does to the store when its head is about to leave:
+
+=====================================  ===========================================================
+the request                            the store, and the browser
+=====================================  ===========================================================
+did not use its session                is asked nothing
+has read                               nothing; a note of its use after the answer, once a minute
+has changed something                  one delta, in one round trip; no cookie, it has the right one
+has put something into an empty one    a new id, and its cookie
+has changed a watched key, or rotated  a new id with everything; the old one ends at once
+has cleared it                         the session ends, and the cookie goes
+=====================================  ===========================================================
+
+A delta to a session that has ended meanwhile is void: it is counted, and no cookie is sent. Nobody is logged
+in again by a request that was late, and nobody is logged out by a store that did not answer.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from lbkit.errors import SessionConflict, SessionError, SessionLocked, SessionTypeError, SessionUnavailable
+from lbkit.sessions.account import PERMANENT_FIELD, Account
+from lbkit.sessions.codec import field_of, key_of
+from lbkit.sessions.contents import Contents, Seal
+from lbkit.sessions.cookie import SessionCookie, key_of_id, new_id
+from lbkit.sessions.encryption import Encryption
+from lbkit.sessions.line import Flow, Line, Pause
+from lbkit.sessions.options import SessionOptions
+from lbkit.sessions.roster import Roster
+from lbkit.sessions.session import Session
+from lbkit.sessions.store import (
+    CREATED,
+    FORWARD,
+    TOUCHED,
+    USER,
+    Committed,
+    Delta,
+    Entry,
+    Fields,
+    Result,
+)
+from lbkit.types import Clock
+
+__all__ = ["SessionFlows"]
+
+logger = logging.getLogger("lbkit.sessions")
+
+HOPS = 4
+"""Renewals that a request may have slept through."""
+
+ATTEMPTS = 4
+"""How often a new id is begun again because somebody wrote meanwhile."""
+
+LOCK_TTL = 30.0
+LOCK_PAUSE = 0.02
+
+
+class Begun(NamedTuple):
+    """A session under a new id, as it was sent to the store."""
+
+    sid: str
+    key: str
+    seal: Seal | None
+    delta: Delta
+    done: Committed
+
+
+class SessionFlows:
+    """What is decided about the sessions of one app. `wall` is Unix time in seconds."""
+
+    def __init__(
+        self,
+        cookie: SessionCookie,
+        options: SessionOptions,
+        *,
+        line: Line,
+        wall: Clock,
+        encryption: Encryption | None = None,
+        chance: Callable[[], str] = new_id,
+    ) -> None:
+        self.cookie = cookie
+        self.options = options
+        self.account = Account(options)
+        self.roster = Roster(line, cookie, wall=wall)
+        self._line = line
+        self._ask = line.ask
+        self._wall = wall
+        self._encryption = encryption
+        self._chance = chance
+        self._watched = [field_of(key) for key in options.watch]
+        self._strict = options.conflict == "raise"
+
+    # Opening.
+
+    def load(self, session: Session) -> Flow[None]:
+        """Find the session that the cookie names. A store that does not answer becomes its `outage`."""
+        presented = self.cookie.read(session.cookies)
+        if presented is None:
+            session.begin(None, Contents({}))
+            return
+        session.presented = presented
+        try:
+            key, fields = yield from self._found(presented.key)
+        except SessionUnavailable as error:
+            session.outage = error
+            return
+        if fields is None or not self.account.lives(fields, self._wall()):
+            self._line.count("missed")
+            session.begin(None, Contents({}))
+            return
+        # Who comes with an id that has been renewed is not told the new one.
+        session.sid = presented.sid if key == presented.key else None
+        session.begin(key, Contents(fields, seal=self._seal(presented.sid, key)))
+
+    def reload(self, session: Session) -> Flow[None]:
+        """Read again what others have written. What this request has changed stays changed."""
+        contents = session.contents
+        if contents is None or session.key is None:
+            return
+        session.key, fields = yield from self._found(session.key)
+        contents.forget_expectations()
+        contents.renew(fields or {})
+
+    def _found(self, key: str) -> Flow[tuple[str, Fields | None]]:
+        for _ in range(HOPS):
+            fields: Fields | None = yield from self._ask("load", key)
+            if fields is None or FORWARD not in fields:
+                return key, fields
+            key = fields[FORWARD].decode("ascii", "replace")
+        return key, None
+
+    # Keeping.
+
+    def save(self, session: Session) -> Flow[None]:
+        """Keep what the request has changed; `session.cookie_due` is then what the browser must get."""
+        contents = session.contents
+        if contents is None:
+            return
+        changed = contents.changed
+        if session.outage is not None:
+            self._lose(contents, "unavailable")
+        elif session.key is None:
+            session.settle()
+            if changed:
+                yield from self._create(session, contents)
+        elif session.cleared or session.rotating or (changed and any(map(contents.altered, self._watched))):
+            yield from self._part(session, contents)
+        elif changed or session.touching or self._renewable(session, contents):
+            yield from self._keep(session, contents)
+        else:
+            self._sign_again(session, contents)
+
+    def unfinished(self, session: Session) -> bool:
+        """After the answer: is there something left to keep?"""
+        contents = session.contents
+        if contents is None or session.void or session.outage is not None:
+            return False
+        return session.modified or self._stale(session, contents)
+
+    def finish(self, session: Session) -> Flow[None]:
+        """As `save`, for what was left until the answer was over: also that the session was used at all."""
+        if session.contents is not None and self._stale(session, session.contents):
+            session.touching = True
+        yield from self.save(session)
+
+    def _stale(self, session: Session, contents: Contents) -> bool:
+        return session.key is not None and self.account.stale(contents.raw, self._wall())
+
+    def _create(self, session: Session, contents: Contents) -> Flow[None]:
+        self._refuse_late(session)
+        now = self._wall()
+        for _ in range(2):
+            begun = yield from self._begin(session, contents, now, created_at=now)
+            if begun.done.result is Result.OK:
+                self._settle(session, contents, begun, now)
+                self._line.count("created")
+                return
+        self._refuse(begun.done)
+
+    def _begin(self, session: Session, contents: Contents, now: float, *, created_at: float) -> Flow[Begun]:
+        """Store everything under a new id. The index comes first, so that no revocation misses it."""
+        self.account.weigh(contents)
+        sid = self._chance()
+        key = key_of_id(sid)
+        own = self.account.opened(contents, session.device, now, created_at=created_at)
+        if USER in own:
+            yield from self.roster.enter(own[USER], Entry(key, self.account.ends_at(now, created_at)))
+        seal = self._seal(sid, key)
+        delta = contents.everything(own, self.account.ttl(contents, now, created_at), seal=seal)
+        done = yield from self._ask("commit", key, delta)
+        return Begun(sid, key, seal, delta, done)
+
+    def _settle(self, session: Session, contents: Contents, begun: Begun, now: float) -> None:
+        contents.begun(begun.delta, begun.seal)
+        session.key, session.sid = begun.key, begun.sid
+        session.settle()
+        self._tell(session, contents, now)
+
+    def _part(self, session: Session, contents: Contents) -> Flow[None]:
+        """This id is over: because the session is, or because it may do something else from now on."""
+        if next(iter(contents), None) is None:
+            yield from self._end(session, contents)
+            return
+        self._refuse_late(session)
+        if not (yield from self._move(session, contents, grace=False)):
+            self._lose(contents, "gone")
+
+    def _keep(self, session: Session, contents: Contents) -> Flow[None]:
+        """Under a new id, if the old one has served for long enough and others leave us the time."""
+        moved: bool | None = None
+        if self._renewable(session, contents):
+            moved = yield from self._move(session, contents, grace=True)
+        if moved is None:
+            yield from self._commit(session, contents)
+        elif not moved:
+            self._lose(contents, "gone")
+
+    def _renewable(self, session: Session, contents: Contents) -> bool:
+        return not session.departed and self.account.renewable(contents.raw, self._wall())
+
+    def _move(self, session: Session, contents: Contents, *, grace: bool) -> Flow[bool | None]:
+        """Begin the session under a new id, then end the old one if nobody has written meanwhile.
+
+        False: it had ended, and so has the new one. None, with `grace` only: it may as well be done later.
+        """
+        now, before, old = self._wall(), contents.raw, session.key
+        fresh = session.cleared or any(map(contents.altered, self._watched))
+        for attempt in range(ATTEMPTS):
+            if (broken := contents.broken_expectation()) is not None:
+                raise SessionConflict(broken)
+            created_at = now if fresh else int(contents.raw.get(CREATED, b"0"))
+            begun = yield from self._begin(session, contents, now, created_at=created_at)
+            # Where others write all the time, a login is more than what they have written last.
+            whole = grace or not (session.cleared or attempt == ATTEMPTS - 1)
+            ending = self._ending(contents, begun, grace=grace, whole=whole)
+            over = yield from self._ask("commit", old, ending)
+            if over.result is Result.OK:
+                self._settle(session, contents, begun, now)
+                self._line.count("renewed" if grace else "rotated")
+                yield from self.roster.strike(before, old or "")
+                return True
+            yield from self._ask("delete", begun.key)
+            if over.result is Result.GONE:
+                return False
+            old, fields = yield from self._found(over.moved_to or old or "")
+            if fields is None:
+                return False
+            contents.renew(fields)
+            if over.result is Result.MOVED:
+                session.key, session.sid = old, None
+                if grace:  # somebody else has renewed it, and tells the browser
+                    return None
+        return None
+
+    def _ending(self, contents: Contents, begun: Begun, *, grace: bool, whole: bool) -> Delta:
+        """What ends the old id; with `whole`, if what was carried over is still all that there is."""
+        expect: Mapping[bytes, bytes | None] = contents.raw if whole else {}
+        if not grace:
+            return Delta(expect=expect, whole=whole, drop=True)
+        sets = {FORWARD: begun.key.encode("ascii")}
+        return Delta(self.options.renewal_grace, sets, expect=expect, whole=whole, drop=True)
+
+    def _commit(self, session: Session, contents: Contents) -> Flow[None]:
+        self.account.weigh(contents)
+        now = self._wall()
+        lasting = contents.altered(PERMANENT_FIELD)
+        ttl = self.account.ttl(contents, now, int(contents.raw.get(CREATED, b"0")))
+        delta = contents.delta({TOUCHED: b"%d" % now}, ttl, strict=self._strict)
+        done = yield from self._apply(session, delta)
+        if done.result is Result.GONE:
+            self._lose(contents, "gone")
+            return
+        self._refuse(done)
+        contents.kept(delta, done.counters)
+        session.settle()
+        if lasting:
+            self._tell(session, contents, now)
+        else:
+            self._sign_again(session, contents)
+
+    def _apply(self, session: Session, delta: Delta) -> Flow[Committed]:
+        """Commit where the session is now, should it have been renewed meanwhile."""
+        for _ in range(HOPS):
+            done: Committed = yield from self._ask("commit", session.key, delta)
+            if done.result is not Result.MOVED:
+                return done
+            session.key, session.sid = done.moved_to, None
+        return Committed(Result.GONE)
+
+    def _end(self, session: Session, contents: Contents) -> Flow[None]:
+        """Log out. Not by a delete: if it was renewed meanwhile, the session is somewhere else."""
+        before = contents.raw
+        yield from self._apply(session, Delta(drop=True))
+        self._line.count("ended")
+        yield from self.roster.strike(before, session.key or "")
+        session.begin(None, Contents({}))
+        session.contents, session.sid = session.loaded, None
+        session.settle()
+        if not session.departed:
+            session.cookie_due = self.cookie.unset_cookie()
+
+    def _refuse_late(self, session: Session) -> None:
+        if session.departed:
+            raise SessionError("a session with a new id needs a cookie, and the head of the answer has left")
+
+    def _refuse(self, done: Committed) -> None:
+        key = "" if done.field is None else key_of(done.field)
+        if done.result is Result.NOT_INT:
+            raise SessionTypeError(key, "", "a counter: it is no integer, or too large")
+        if done.result is Result.CONFLICT:
+            self._line.count("conflicts")
+            raise SessionConflict(key)
+        if done.result is not Result.OK:
+            raise SessionUnavailable(f"no new session: {done.result.value}")
+
+    def _lose(self, contents: Contents, why: str) -> None:
+        """What the request has changed is void. Its client is not told: somebody has ended the session."""
+        if contents.changed:
+            self._line.count(f"lost_{why}")
+            logger.debug("what a request has put into its session is lost: %s", why)
+
+    def _seal(self, sid: str, key: str) -> Seal | None:
+        return None if self._encryption is None else self._encryption.of(sid, key)
+
+    # Cookies.
+
+    def _tell(self, session: Session, contents: Contents, now: float) -> None:
+        """The browser gets the id that the session has now."""
+        if session.sid is not None and not session.departed:
+            max_age = int(self.options.remember) if self.account.permanent(contents) else None
+            session.cookie_due = self.cookie.set_cookie(session.sid, now, max_age=max_age)
+
+    def _sign_again(self, session: Session, contents: Contents) -> None:
+        """An old key has signed the cookie, or a quarter of its life is over."""
+        presented = session.presented
+        if presented is None or session.sid != presented.sid:
+            return
+        now = self._wall()
+        ageing = now - presented.signed_at > self.options.remember / 4
+        if presented.signer or (ageing and self.account.permanent(contents)):
+            self._tell(session, contents, now)
+
+    # Locks.
+
+    def lock(self, session: Session, *, timeout: float) -> Flow[str]:
+        """Wait for the session's lock, then read again what others have written. Returns its token."""
+        token, deadline = self._chance(), self._line.clock() + timeout
+        if session.new:
+            return token  # nobody else knows it
+        while not (yield from self._ask("lock", session.key, token, ttl=LOCK_TTL)):
+            if self._line.clock() >= deadline:
+                raise SessionLocked(f"the session's lock was not free within {timeout:g} s")
+            yield Pause(LOCK_PAUSE)
+        yield from self.reload(session)
+        return token
+
+    def unlock(self, session: Session, token: str, *, keep: bool) -> Flow[None]:
+        """Keep what was changed under the lock, then give it back."""
+        key = session.key
+        try:
+            if keep:
+                yield from self.save(session)
+        finally:
+            if key is not None and not (yield from self._ask("unlock", key, token)):
+                logger.warning("a session was locked for more than %g s: its lock had run out", LOCK_TTL)
