@@ -21,10 +21,12 @@ PUBLIC = {
         "RoundRobin", "SourceAddress", "Tried",
     },
     "lbkit.asgi": {
-        "Balancer", "DrainMiddleware", "ForwardedMiddleware", "HealthMiddleware", "StickyMiddleware",
+        "Balancer", "DrainMiddleware", "ForwardedMiddleware", "HealthMiddleware", "SessionMiddleware",
+        "Sessions", "StickyMiddleware",
     },
     "lbkit.wsgi": {
-        "Balancer", "DrainMiddleware", "ForwardedMiddleware", "HealthMiddleware", "StickyMiddleware",
+        "Balancer", "DrainMiddleware", "ForwardedMiddleware", "HealthMiddleware", "SessionMiddleware",
+        "Sessions", "StickyMiddleware",
     },
     "lbkit.testkit": {
         "Attempt", "Cluster", "ClusterReplica", "Fault", "Row", "Trace", "WebsocketClosed",
@@ -32,9 +34,10 @@ PUBLIC = {
         "assert_rebalanced", "assert_same_everywhere", "assert_spread", "assert_sticky", "assert_survives",
         "crash", "drip", "error", "flap", "hang", "refuse", "reset", "slow", "unready",
     },
-    "lbkit_flask": {"LBKit"},
+    "lbkit.sessions": {"SessionEntry", "SessionOptions"},
+    "lbkit_flask": {"LBKit", "RedisSessionInterface"},
     "lbkit_starlette": {"LBKit"},
-    "lbkit_fastapi": {"LBKit"},
+    "lbkit_fastapi": {"LBKit", "session"},
 }  # fmt: skip
 
 
@@ -56,7 +59,7 @@ def test_the_two_gateways_promise_the_same_names() -> None:
     assert PUBLIC["lbkit.asgi"] == PUBLIC["lbkit.wsgi"]
 
 
-@pytest.mark.parametrize("module", ["lbkit", "lbkit.asgi", "lbkit.wsgi", "lbkit.testkit"])
+@pytest.mark.parametrize("module", ["lbkit", "lbkit.asgi", "lbkit.wsgi", "lbkit.sessions", "lbkit.testkit"])
 def test_importing_the_library_imports_no_framework(module: str) -> None:
     frameworks = (
         "{'flask','werkzeug','starlette','fastapi','redis','click','uvicorn','httpx','prometheus_client'}"

@@ -13,7 +13,10 @@ async def database():
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from lbkit import ConfigError, Departure, Health, MissingExtra, Sticky, TrustedProxies
+from lbkit.sessions import SessionOptions
 
 try:
     from fastapi import FastAPI
@@ -21,9 +24,10 @@ except ModuleNotFoundError as error:
     raise MissingExtra("fastapi", extra="fastapi") from error
 
 from lbkit_fastapi.schema import document
+from lbkit_fastapi.session import session
 from lbkit_starlette import LBKit as StarletteLBKit
 
-__all__ = ["LBKit"]
+__all__ = ["LBKit", "session"]
 
 
 class LBKit:
@@ -39,6 +43,12 @@ class LBKit:
     `LBKit(app, sticky=Sticky(secret_keys=[...]), replica_id="web1")`. `replica_id` is what the balancer calls
     this process; by default LBKIT_REPLICA_ID, else the host name. `trusted` are the proxies whose word counts
     for the client's address, scheme and host: `LBKit(app, trusted=TrustedProxies(["10.0.0.0/8"]))`.
+
+    `sessions` is where `request.session` is kept, so that every replica sees it:
+    `LBKit(app, sessions="redis://cache:6379/0", secret_keys=["newest", "older"])`; `session_options` is
+    everything else about it. With `lazy_sessions` it is loaded where it is asked for, by
+    `Depends(lbkit_fastapi.session)`, and not for each request that has a cookie. `lbkit.sessions` then lists
+    and revokes the sessions of a user.
     """
 
     def __init__(
@@ -51,6 +61,10 @@ class LBKit:
         sticky: Sticky | None = None,
         replica_id: str | None = None,
         trusted: TrustedProxies | None = None,
+        sessions: object = None,
+        secret_keys: Iterable[str | bytes] = (),
+        session_options: SessionOptions | None = None,
+        lazy_sessions: bool = False,
     ) -> None:
         self._starlette = StarletteLBKit(
             version=version,
@@ -59,8 +73,13 @@ class LBKit:
             sticky=sticky,
             replica_id=replica_id,
             trusted=trusted,
+            sessions=sessions,
+            secret_keys=secret_keys,
+            session_options=session_options,
+            lazy_sessions=lazy_sessions,
         )
         self.replica_id = self._starlette.replica_id
+        self.sessions = self._starlette.sessions
         self.health = self._starlette.health
         self.drain = self._starlette.drain
         self.check = self.health.check

@@ -15,9 +15,11 @@ def database():
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import cast
 
 from lbkit import ConfigError, Departure, Health, MissingExtra, Sticky, TrustedProxies
+from lbkit.sessions import SessionOptions
 from lbkit.sticky import own_replica_id
 from lbkit.types import WSGIApp
 from lbkit.wsgi import DrainMiddleware, ForwardedMiddleware, HealthMiddleware, StickyMiddleware
@@ -27,7 +29,9 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtra("flask", extra="flask") from error
 
-__all__ = ["LBKit"]
+from lbkit_flask.sessions import RedisSessionInterface, Sessions
+
+__all__ = ["LBKit", "RedisSessionInterface"]
 
 
 class LBKit:
@@ -41,6 +45,10 @@ class LBKit:
     `LBKit(app, sticky=Sticky(secret_keys=[...]), replica_id="web1")`. `replica_id` is what the balancer calls
     this process; by default LBKIT_REPLICA_ID, else the host name. `trusted` are the proxies whose word counts
     for the client's address, scheme and host: `LBKit(app, trusted=TrustedProxies(["10.0.0.0/8"]))`.
+
+    `sessions` is where `flask.session` is kept, so that every replica sees it:
+    `LBKit(app, sessions="redis://cache:6379/0", secret_keys=["newest", "older"])`; `session_options` is
+    everything else about it. `lbkit.sessions` then lists and revokes the sessions of a user.
     """
 
     def __init__(
@@ -53,6 +61,9 @@ class LBKit:
         sticky: Sticky | None = None,
         replica_id: str | None = None,
         trusted: TrustedProxies | None = None,
+        sessions: object = None,
+        secret_keys: Iterable[str | bytes] = (),
+        session_options: SessionOptions | None = None,
     ) -> None:
         self.replica_id = own_replica_id(replica_id)
         self.sticky = sticky
@@ -63,6 +74,9 @@ class LBKit:
         self.check = self.health.check
         self.startup_task = self.health.startup_task
         self.on_change = self.health.on_change
+        self.sessions = Sessions.of(sessions, secret_keys, session_options)
+        if self.sessions is not None:
+            self.check("sessions", critical=False)(self.sessions.check)
         if app is not None:
             self.init_app(app)
 
@@ -75,6 +89,8 @@ class LBKit:
             raise ConfigError(f"need one LBKit for each app, got a second one for {app.name}")
         app.extensions["lbkit"] = self
         self.health.surround(app.app_context)
+        if self.sessions is not None:
+            app.session_interface = RedisSessionInterface(self.sessions)
         # Flask's own way for WSGI middleware.
         wrapped = HealthMiddleware(self._around(cast(WSGIApp, app.wsgi_app)), self.health)
         app.wsgi_app = wrapped  # type: ignore[method-assign]

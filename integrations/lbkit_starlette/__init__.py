@@ -13,8 +13,19 @@ async def database():
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Literal
+
 from lbkit import ConfigError, Departure, Health, MissingExtra, Sticky, TrustedProxies
-from lbkit.asgi import DrainMiddleware, ForwardedMiddleware, HealthMiddleware, StickyMiddleware
+from lbkit.asgi import (
+    DrainMiddleware,
+    ForwardedMiddleware,
+    HealthMiddleware,
+    SessionMiddleware,
+    Sessions,
+    StickyMiddleware,
+)
+from lbkit.sessions import SessionOptions
 from lbkit.sticky import own_replica_id
 from lbkit.types import ASGIApp
 
@@ -39,6 +50,11 @@ class LBKit:
     `LBKit(app, sticky=Sticky(secret_keys=[...]), replica_id="web1")`. `replica_id` is what the balancer calls
     this process; by default LBKIT_REPLICA_ID, else the host name. `trusted` are the proxies whose word counts
     for the client's address, scheme and host: `LBKit(app, trusted=TrustedProxies(["10.0.0.0/8"]))`.
+
+    `sessions` is where `request.session` is kept, so that every replica sees it:
+    `LBKit(app, sessions="redis://cache:6379/0", secret_keys=["newest", "older"])`; `session_options` is
+    everything else about it. With `lazy_sessions` it is loaded by `await request.session.load()`, and not
+    for each request that has a cookie. `lbkit.sessions` then lists and revokes the sessions of a user.
     """
 
     def __init__(
@@ -51,6 +67,10 @@ class LBKit:
         sticky: Sticky | None = None,
         replica_id: str | None = None,
         trusted: TrustedProxies | None = None,
+        sessions: object = None,
+        secret_keys: Iterable[str | bytes] = (),
+        session_options: SessionOptions | None = None,
+        lazy_sessions: bool = False,
     ) -> None:
         self.replica_id = own_replica_id(replica_id)
         self.sticky = sticky
@@ -61,6 +81,10 @@ class LBKit:
         self.check = self.health.check
         self.startup_task = self.health.startup_task
         self.on_change = self.health.on_change
+        self.sessions = Sessions.of(sessions, secret_keys, session_options)
+        self._lazy_sessions = lazy_sessions
+        if self.sessions is not None:
+            self.check("sessions", critical=False)(self.sessions.check)
         if app is not None:
             self.init_app(app)
 
@@ -87,6 +111,9 @@ class LBKit:
 
     def _around(self, app: ASGIApp) -> ASGIApp:
         """Who the client is stands outside of what asks for it. Who may get in is counted further out."""
+        if self.sessions is not None:
+            load: Literal["cookie", "lazy"] = "lazy" if self._lazy_sessions else "cookie"
+            app = SessionMiddleware(app, store=self.sessions, load=load)
         if self.sticky is not None:
             app = StickyMiddleware(app, self.sticky, replica_id=self.replica_id)
         if self.trusted is not None:

@@ -4,6 +4,15 @@ from lbkit.asgi.balancer import Balancer
 from lbkit.asgi.drain import DrainMiddleware
 from lbkit.asgi.forwarded import ForwardedMiddleware
 from lbkit.asgi.health import HealthMiddleware
+from lbkit.asgi.sessions import SessionMiddleware, Sessions
 from lbkit.asgi.sticky import StickyMiddleware
 
-__all__ = ["Balancer", "DrainMiddleware", "ForwardedMiddleware", "HealthMiddleware", "StickyMiddleware"]
+__all__ = [
+    "Balancer",
+    "DrainMiddleware",
+    "ForwardedMiddleware",
+    "HealthMiddleware",
+    "SessionMiddleware",
+    "Sessions",
+    "StickyMiddleware",
+]

@@ -134,8 +134,7 @@ class AsgiInside:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        lasting = scope["type"] != "http"
-        await in_steps(self.space, self._call(scope, receive, send), lasting=lasting)
+        await in_steps(self.space, self._call(scope, receive, send))
 
     def _call(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         # A coroutine function may be a plain function that returns an awaitable: it is called inside, too.

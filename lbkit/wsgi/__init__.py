@@ -4,6 +4,15 @@ from lbkit.wsgi.balancer import Balancer
 from lbkit.wsgi.drain import DrainMiddleware
 from lbkit.wsgi.forwarded import ForwardedMiddleware
 from lbkit.wsgi.health import HealthMiddleware
+from lbkit.wsgi.sessions import SessionMiddleware, Sessions
 from lbkit.wsgi.sticky import StickyMiddleware
 
-__all__ = ["Balancer", "DrainMiddleware", "ForwardedMiddleware", "HealthMiddleware", "StickyMiddleware"]
+__all__ = [
+    "Balancer",
+    "DrainMiddleware",
+    "ForwardedMiddleware",
+    "HealthMiddleware",
+    "SessionMiddleware",
+    "Sessions",
+    "StickyMiddleware",
+]

@@ -1,1 +1,0 @@
-"""What notices that it matters which replica answers, beside the suite's own assertions."""

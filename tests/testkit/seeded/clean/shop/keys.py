@@ -1,2 +1,0 @@
-def secret_key(app):
-    return app.config["SECRET_KEY"]
