@@ -56,6 +56,7 @@ class Session(BareSession):
         except SessionError as error:
             self.failure = error
             raise
+        self.failure = None
 
     async def reload(self) -> None:
         """Read again what other requests have written; what this one has changed stays changed."""
@@ -134,7 +135,7 @@ class Sessions(AppSessions):
 
     async def list(self, user: object) -> list[SessionEntry]:
         """The sessions in which this user is logged in, the one that was used last in front."""
-        return await self.drive(self.flows.roster.listed(str(user), current=self.current()))
+        return await self.drive(self.flows.roster.listed(str(user), current=self._own_key()))
 
     async def revoke(self, user: object, *, except_current: bool = False) -> int:
         """Log this user out everywhere, or everywhere else; how many sessions that were."""

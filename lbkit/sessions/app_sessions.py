@@ -133,19 +133,21 @@ class AppSessions:
 
     def depart(self, session: Session, status: int) -> Flow[Refusal | None]:
         """The head of the answer is about to leave: keep the session, or say what to answer instead."""
-        if (refusal := self._overruled(session, status)) is not None:
-            session.departed = True
-            return refusal
-        if status >= 500 and not self.options.save_on_error:
-            session.departed = session.void = True
-            return None
+        refusal = self._overruled(session, status)
+        if refusal is not None or (status >= 500 and not self.options.save_on_error):
+            session.void = True
         try:
-            yield from self.flows.save(session)
-        except (SessionUnavailable, SessionConflict) as error:
-            return self._failed(error)
+            if not session.void:
+                yield from self.flows.save(session)
+        except BaseException as error:
+            # What was refused once is not kept behind the client's back.
+            session.void = True
+            if not isinstance(error, (SessionUnavailable, SessionConflict)):
+                raise
+            refusal = self._failed(error)
         finally:
             session.departed = True
-        return None
+        return refusal
 
     def conclude(self, session: Session) -> Flow[None]:
         """The answer is over: keep what was changed since its head has left. Too late to tell anybody."""
@@ -186,10 +188,15 @@ class AppSessions:
                 return None
         return UNAVAILABLE if isinstance(error, SessionUnavailable) else CONFLICT
 
-    def _spared(self, except_current: bool) -> Session | None:
-        session = self.current() if except_current else None
-        if except_current and session is None:
+    def _own_key(self) -> str | None:
+        """What the store calls the session of this request. It need not be loaded for that."""
+        session = self.current()
+        if session is None or session.loaded is not None:
+            return None if session is None else session.key
+        presented = self.cookie.read(session.cookies)
+        return None if presented is None else presented.key
+
+    def _spared(self, except_current: bool) -> str | None:
+        if except_current and self.current() is None:
             raise SessionError("except_current=True is for a request: there is no session now")
-        if session is not None and session.new:  # which also makes sure that it has been looked up
-            return None
-        return session
+        return self._own_key() if except_current else None

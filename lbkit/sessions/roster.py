@@ -13,7 +13,6 @@ from lbkit.sessions.account import as_user
 from lbkit.sessions.codec import Undecodable, decode
 from lbkit.sessions.cookie import SessionCookie
 from lbkit.sessions.line import Flow, Line
-from lbkit.sessions.session import Session
 from lbkit.sessions.store import CREATED, DEVICE, TOUCHED, USER, Entry, Fields
 from lbkit.types import Clock
 
@@ -56,22 +55,20 @@ class Roster:
         except SessionUnavailable:
             return
 
-    def listed(self, user: str, *, current: Session | None) -> Flow[list[SessionEntry]]:
+    def listed(self, user: str, *, current: str | None) -> Flow[list[SessionEntry]]:
         """The sessions in which this user is logged in, the one that was used last in front."""
-        own = current.key if current is not None else None
         found: list[SessionEntry | None] = []
         for name in self._names(user):
             if keys := (yield from self._keys(name)):
                 looked = yield from self._line.ask("look", keys, (CREATED, TOUCHED, DEVICE))
-                found += [_entry(key, fields, own) for key, fields in zip(keys, looked, strict=True)]
+                found += [_entry(key, fields, current) for key, fields in zip(keys, looked, strict=True)]
         return sorted((entry for entry in found if entry is not None), key=lambda entry: -entry.seen_at)
 
-    def revoke(self, user: str, *, keep: Session | None) -> Flow[int]:
-        """End all sessions of this user, but for `keep`; how many there were."""
-        kept = keep.key if keep is not None else None
+    def revoke(self, user: str, *, keep: str | None) -> Flow[int]:
+        """End all sessions of this user, but for the one with this key; how many there were."""
         ended = 0
         for name in self._names(user):
-            keys = [key for key in (yield from self._keys(name)) if key != kept]
+            keys = [key for key in (yield from self._keys(name)) if key != keep]
             if keys:
                 ended += yield from self._line.ask("delete", *keys)
                 yield from self._line.ask("index", name, now=self._wall(), remove=keys)

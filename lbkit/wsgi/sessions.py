@@ -80,10 +80,12 @@ class Session(BareSession):
 
     def _drive(self, flow: Flow[T]) -> T:
         try:
-            return self._sessions.drive(flow)
+            done = self._sessions.drive(flow)
         except SessionError as error:
             self.failure = error
             raise
+        self.failure = None
+        return done
 
 
 class Sessions(AppSessions):
@@ -112,7 +114,7 @@ class Sessions(AppSessions):
 
     def list(self, user: object) -> list[SessionEntry]:
         """The sessions in which this user is logged in, the one that was used last in front."""
-        return self.drive(self.flows.roster.listed(str(user), current=self.current()))
+        return self.drive(self.flows.roster.listed(str(user), current=self._own_key()))
 
     def revoke(self, user: object, *, except_current: bool = False) -> int:
         """Log this user out everywhere, or everywhere else; how many sessions that were."""
