@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -162,6 +163,42 @@ def test_streams_that_have_no_end_are_ended_well_and_the_process_leaves(server: 
     if chats:
         chat.join(LIMIT)
         assert codes == [1012]
+
+
+@pytest.mark.parametrize("server", ["hypercorn", "gunicorn gthread"])
+def test_with_the_accept_filter_whoever_got_in_is_answered_and_the_others_are_refused(
+    server: str, start: Start
+) -> None:
+    """Both stop accepting while their socket still listens; nothing told this client to stay away."""
+    replica = start(SERVERS[server], LBKIT_PRE_STOP_DELAY="0.3", LBKIT_ACCEPT_FILTER="1")
+    outcomes: Counter[str] = Counter()
+    threads = [threading.Thread(target=knock, args=(replica.port, outcomes)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    until(lambda: outcomes["answered"] > 20, replica)
+    replica.send(signal.SIGTERM)
+    replica.end()
+    for thread in threads:
+        thread.join(LIMIT)
+    assert outcomes.keys() == {"answered", "refused"}
+
+
+def knock(port: int, outcomes: Counter[str]) -> None:
+    """Connect anew for each request, until nobody listens there any more."""
+    while not outcomes["refused"]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT)
+        try:
+            connection.connect()
+        except ConnectionRefusedError:
+            outcomes["refused"] += 1
+            return
+        try:
+            connection.request("POST", "/fast?id=1")
+            outcomes["answered" if connection.getresponse().read() else "empty"] += 1
+        except (OSError, http.client.HTTPException) as error:
+            outcomes[type(error).__name__] += 1
+        finally:
+            connection.close()
 
 
 @pytest.mark.parametrize("server", ["uvicorn", "granian asgi", "gunicorn gthread"])
