@@ -14,21 +14,25 @@ raises in the middle of its answer          a cut answer: the error goes on to t
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from lbkit.asgi.exchange import Cookie, Exchange, ScopeKey, inner_scope, unavailable, untaken
 from lbkit.asgi.passage import Carrier
-from lbkit.asgi.replica import ASGIMember, Runnable
+from lbkit.asgi.replica import ASGIMember, Runnable, as_asgi
+from lbkit.asgi.watch import Watch
 from lbkit.balancer import Dispatch, KeyedPolicy, Mode, Policy, Pool, Replica, ReplicaState
 from lbkit.balancer.affinity import choose
-from lbkit.balancer.arrangement import Arrangement, arranged
+from lbkit.balancer.arrangement import Arrangement, arranged, check_of, slow_start_of
+from lbkit.balancer.checking import ActiveCheck
 from lbkit.balancer.exchange import Model
 from lbkit.balancer.hop import checked_header
-from lbkit.balancer.members import address_of, make, named
+from lbkit.balancer.members import address_of, made, make, named
+from lbkit.balancer.rolling import Restarted, rolling
 from lbkit.errors import StartupError
 from lbkit.sticky import Stick, Sticky
 from lbkit.types import Clock, Receive, Scope, Send
@@ -63,6 +67,8 @@ class Balancer:
         max_conns: int | Mapping[str, int] = 0,
         retry: str = "",
         read_timeout: float | None = 60.0,
+        check: str | ActiveCheck | None = None,
+        slow_start: float = 0.0,
         sticky: str | Sticky | None = None,
         replica_header: str | None = "x-lbkit-replica",
         on_dispatch: Callable[[Dispatch], object] | None = None,
@@ -99,7 +105,13 @@ class Balancer:
         """A handle for each replica, by its name: `replicas["web1"].stop()`."""
 
         self._asks = self.stick is not None or self.pool.keyed
-        self._carrier = None if model is None else Carrier(self, model, read_timeout=read_timeout)
+        rises, checks = slow_start_of(profile, slow_start), check_of(check)
+        self._carrier = (
+            Carrier(self, model, read_timeout=read_timeout, slow_start=rises) if model is not None else None
+        )
+        self._watch = Watch(self, checks) if checks is not None else None
+        self._factory: Callable[[], Runnable] | None = None
+        self._scope: Scope | None = None
 
     @classmethod
     def from_factory(
@@ -110,7 +122,9 @@ class Balancer:
         **arrangement: Unpack[Arrangement],
     ) -> Balancer:
         """A fresh app for each replica. When the factory raises: StartupError with the replica's name."""
-        return cls(make(factory, replicas=replicas), **arrangement)
+        balancer = cls(make(factory, replicas=replicas), **arrangement)
+        balancer._factory = factory
+        return balancer
 
     def drain(self, name: str) -> None:
         """The replica keeps the clients that are bound to it, and gets no new ones."""
@@ -124,16 +138,52 @@ class Balancer:
         """The replica takes part again."""
         self._set_mode(name, Mode.READY)
 
+    async def rolling_restart(self, *, delay: float = 0.0, timeout: float = 30.0) -> tuple[Restarted, ...]:
+        """Restart one replica after another, and lose no request.
+
+        Each leaves: for `delay` seconds it keeps its bound clients, then it gets nothing; when what is inside
+        is done, or `timeout` is over, its lifespan ends and that of a fresh app from the factory (a process
+        of its own: a new process; an app object: the same again) begins. Raises StartupError when that fails:
+        the replica then stays in maintenance, and the others as they are.
+        """
+        moves = rolling(self, delay=delay, timeout=timeout)
+        try:
+            while True:
+                move = next(moves)
+                if isinstance(move, str):
+                    await self._replace(move)
+                else:
+                    await asyncio.sleep(move)
+        except StopIteration as stop:
+            return cast("tuple[Restarted, ...]", stop.value)
+
+    async def _replace(self, name: str) -> None:
+        member = self.replicas[name]
+        if reason := await member.lifespan.shutdown():
+            logger.error("replica %s failed to shut down: %s", name, reason)
+        member.replace(as_asgi(made(self._factory, name)) if self._factory is not None else member.own)
+        if self._scope is not None:
+            await member.lifespan.startup(self._scope)
+
     def explain(self) -> dict[str, str]:
         """For each replica that gets no new client now, the rule that skips it."""
         if self._carrier is not None:
             return self._carrier.backend.explain(self._carrier.now())
-        return {state.replica.name: state.mode.value for state in self.pool.states if not state.open}
+        closed = (state for state in self.pool.states if not state.open)
+        return {each.replica.name: each.mode.value if each.up else "down" for each in closed}
 
     def _set_mode(self, name: str, mode: Mode) -> None:
         self.pool.set_mode(name, mode)
         if self._carrier is not None:
-            self._carrier.backend.tell(name, mode=mode)
+            self._carrier.backend.tell(name, now=self._carrier.now(), mode=mode)
+
+    def judge(self, name: str, *, up: bool, score: float = 1.0) -> None:
+        """What a check has found: whether the replica is up, and the share of its weight it deserves."""
+        if self.replicas[name].state.up is not up:
+            logger.warning("replica %s is %s: so say the checks", name, "up" if up else "down")
+        self.pool.set_up(name, up=up)
+        if self._carrier is not None:
+            self._carrier.backend.tell(name, now=self._carrier.now(), up=up, score=score)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -172,12 +222,14 @@ class Balancer:
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
+        self._scope = scope
         try:
             await self._start_all(scope)
         except StartupError as error:
             logger.error("%s", error)
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
+        watching = asyncio.create_task(self._watch.run()) if self._watch is not None else None
         try:
             await send({"type": "lifespan.startup.complete"})
             await receive()
@@ -185,6 +237,9 @@ class Balancer:
             for member in self.replicas.values():
                 member.lifespan.cancel()
             raise
+        finally:
+            if watching is not None:
+                watching.cancel()
         if failures := await self._stop_all():
             await send({"type": "lifespan.shutdown.failed", "message": "; ".join(failures)})
         else:

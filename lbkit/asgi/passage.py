@@ -24,6 +24,7 @@ from lbkit.asgi.exchange import ENDS, SET_COOKIE, STARTS, answer, inner_scope, m
 from lbkit.asgi.request import KEPT, KeptBody, joined, request_of, with_cookies
 from lbkit.balancer import Dispatch, Tried
 from lbkit.balancer.backend import SAFE_TWICE, Backend, Course, Step
+from lbkit.balancer.checking import SlowStart
 from lbkit.balancer.exchange import Answer, Attempt, Fault, Model, Outcome, Relay, Wait, fault_of
 from lbkit.balancer.lazy import LazyHeaders
 from lbkit.errors import ConfigError, ReplicaReset, ReplicaTimeout
@@ -41,11 +42,13 @@ logger = logging.getLogger("lbkit.balancer")
 class Carrier:
     """Brings requests to a model, and the model's decisions to the replicas."""
 
-    def __init__(self, balancer: Balancer, model: Model, *, read_timeout: float | None) -> None:
+    def __init__(
+        self, balancer: Balancer, model: Model, *, read_timeout: float | None, slow_start: SlowStart
+    ) -> None:
         if read_timeout is not None and read_timeout <= 0:
             raise ConfigError(f"need read_timeout > 0, or None for no limit, got read_timeout={read_timeout}")
         self.balancer = balancer
-        self.backend = Backend(model, balancer.replicas, ticket=Turn)
+        self.backend = Backend(model, balancer.replicas, ticket=Turn, slow_start=slow_start)
         self.read_timeout = read_timeout
         # Unix time, for cookies with dates; but it never jumps, as the timers of a balancer do not.
         self._epoch = balancer.wall() - balancer.clock()

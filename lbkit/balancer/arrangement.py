@@ -6,15 +6,18 @@ from collections.abc import Callable, Iterable, Mapping
 from random import Random
 from typing import Any, TypedDict
 
+from lbkit.balancer.checking import ActiveCheck, SlowStart
 from lbkit.balancer.dispatch import Dispatch
 from lbkit.balancer.exchange import Model
+from lbkit.balancer.haproxy.health import slow_start
+from lbkit.balancer.haproxy.node import SCALE
 from lbkit.balancer.policy import KeyedPolicy, Policy
 from lbkit.balancer.profile import Options, Place, profile_named
 from lbkit.errors import ConfigError
 from lbkit.sticky import Sticky
 from lbkit.types import Clock
 
-__all__ = ["Arrangement", "arranged"]
+__all__ = ["Arrangement", "arranged", "check_of", "slow_start_of"]
 
 PLAIN = "plain"
 
@@ -29,6 +32,8 @@ class Arrangement(TypedDict, total=False):
     max_conns: int | Mapping[str, int]
     retry: str
     read_timeout: float | None
+    check: str | ActiveCheck | None
+    slow_start: float
     sticky: str | Sticky | None
     replica_header: str | None
     on_dispatch: Callable[[Dispatch], object] | None
@@ -98,6 +103,40 @@ def arranged(
         allow_linear=allow_linear,
         options=Options(sticky=sticky or "", retry=retry),
     )
+
+
+def slow_start_of(profile: str | Model | None, seconds: float) -> SlowStart:
+    """How replicas that come back rise under this profile. Raises ConfigError where they do not."""
+    if not seconds:
+        return SlowStart(0.0, _linear)
+    if profile is None or profile == PLAIN:
+        raise ConfigError(f"need a profile, such as profile='nginx', for slow_start={seconds}")
+    name = profile if isinstance(profile, str) else type(profile).__name__.lower()
+    family = name.partition("@")[0]
+    if family not in RAMPS:
+        raise ConfigError(f"{name} has no slow start: need slow_start=0, got slow_start={seconds}")
+    return SlowStart(seconds, RAMPS[family])
+
+
+def check_of(check: str | ActiveCheck | None) -> ActiveCheck | None:
+    """What is asked of the replicas; a text is the path."""
+    return ActiveCheck(path=check) if isinstance(check, str) else check
+
+
+def _linear(seconds: float, window: float) -> float:
+    return max(0.01, seconds / window)
+
+
+def _sixteenths(seconds: float, window: float) -> float:
+    return slow_start(seconds, max(1, round(window))) / SCALE
+
+
+def _from_a_tenth(seconds: float, window: float) -> float:
+    return max(0.1, seconds / window)
+
+
+RAMPS = {"nginx": _linear, "haproxy": _sixteenths, "envoy": _from_a_tenth}
+"""NGINX Plus from nothing, HAProxy in steps of a sixteenth, Envoy from its least percentage."""
 
 
 def _refuse_without_a_profile(**given: Any) -> None:

@@ -9,7 +9,7 @@ from lbkit.balancer.address import Address
 from lbkit.balancer.replica import Mode, Replica, ReplicaState
 from lbkit.errors import ConfigError, StartupError
 
-__all__ = ["Member", "address_of", "make", "named"]
+__all__ = ["Member", "address_of", "made", "make", "named"]
 
 T = TypeVar("T")
 
@@ -92,14 +92,15 @@ def make(factory: Callable[[], T], *, replicas: int) -> dict[str, T]:
     """Call the factory once for each replica. Raises StartupError with the name of the one it failed for."""
     if replicas < 1:
         raise ConfigError(f"need replicas >= 1, got replicas={replicas}")
-    return {name: _made(factory, name) for name in map(name_of, range(1, replicas + 1))}
+    return {name: made(factory, name) for name in map(name_of, range(1, replicas + 1))}
 
 
 def name_of(number: int) -> str:
     return Replica(f"web{number}").name
 
 
-def _made(factory: Callable[[], T], name: str) -> T:
+def made(factory: Callable[[], T], name: str) -> T:
+    """The app for the replica of that name. Raises StartupError when the factory raises."""
     try:
         return factory()
     except Exception as error:

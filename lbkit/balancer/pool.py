@@ -55,11 +55,18 @@ class Pool:
 
     def set_mode(self, name: str, mode: Mode) -> None:
         """Drain a replica, take it out, or put it back: from the next request on."""
+        self._named(name).mode = mode
+        self._sort()
+
+    def set_up(self, name: str, *, up: bool) -> None:
+        """What active checks say: who is down gets nothing."""
+        self._named(name).up = up
+        self._sort()
+
+    def _named(self, name: str) -> ReplicaState:
         for state in self.states:
             if state.replica.name == name:
-                state.mode = mode
-                self._sort()
-                return
+                return state
         names = ", ".join(replica.name for replica in self.replicas)
         raise ConfigError(f"need the name of a replica ({names}), got {name!r}")
 
@@ -70,8 +77,9 @@ class Pool:
 
     def _sort(self) -> None:
         """Whole new collections, so that a thread in the middle of a pick sees the old or the new ones."""
-        self._open = tuple(state for state in self.states if state.mode is Mode.READY)
-        self._bound = {state.replica.name: state for state in self.states if state.mode is not Mode.MAINT}
+        self._open = tuple(state for state in self.states if state.open)
+        serving = (state for state in self.states if state.mode is not Mode.MAINT and state.up)
+        self._bound = {state.replica.name: state for state in serving}
         self._down = frozenset(replica.name for replica in self.replicas) - self._bound.keys()
 
     def release(self, state: ReplicaState) -> None:

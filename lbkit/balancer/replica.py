@@ -40,11 +40,14 @@ class Mode(Enum):
 class ReplicaState:
     """What changes about a replica while it serves. The pool writes it, policies read it."""
 
-    __slots__ = ("_inside", "mode", "replica")
+    __slots__ = ("_inside", "mode", "replica", "up")
 
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
         self.mode = Mode.READY
+        self.up = True
+        """What active checks say."""
+
         # One entry for each request inside. `append` and `pop` are atomic where `+=` is not, and
         # cost a seventh of a lock, which every request would take twice.
         self._inside: list[None] = []
@@ -52,7 +55,7 @@ class ReplicaState:
     @property
     def open(self) -> bool:
         """Whether it gets new clients."""
-        return self.mode is Mode.READY
+        return self.mode is Mode.READY and self.up
 
     @property
     def active(self) -> int:

@@ -17,14 +17,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from random import Random
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from lbkit.balancer import Dispatch, KeyedPolicy, Mode, Policy, Pool, Replica, ReplicaState, Tried
 from lbkit.balancer.affinity import choose
-from lbkit.balancer.arrangement import Arrangement, arranged
+from lbkit.balancer.arrangement import Arrangement, arranged, check_of, slow_start_of
+from lbkit.balancer.checking import ActiveCheck
 from lbkit.balancer.exchange import Fault, Model, fault_of
 from lbkit.balancer.hop import checked_header
-from lbkit.balancer.members import Member, address_of, make, named
+from lbkit.balancer.members import Member, address_of, made, make, named
+from lbkit.balancer.rolling import Restarted, rolling
 from lbkit.sticky import Stick, Sticky
 from lbkit.types import Clock, Environ, ExcInfo, StartResponse, WSGIApp
 from lbkit.wsgi.environ import inner_environ, path_of
@@ -32,6 +34,7 @@ from lbkit.wsgi.passage import Carrier
 from lbkit.wsgi.replica import ChildApp, Runnable, as_wsgi, refused
 from lbkit.wsgi.sticky import path, with_cookie
 from lbkit.wsgi.upstream import Upstream
+from lbkit.wsgi.watch import Watch
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -68,6 +71,8 @@ class Balancer:
         max_conns: int | Mapping[str, int] = 0,
         retry: str = "",
         read_timeout: float | None = None,
+        check: str | ActiveCheck | None = None,
+        slow_start: float = 0.0,
         sticky: str | Sticky | None = None,
         replica_header: str | None = "X-Lbkit-Replica",
         on_dispatch: Callable[[Dispatch], object] | None = None,
@@ -105,7 +110,12 @@ class Balancer:
         """Who stays, and how many moved for which reason; None when clients are not sticky."""
 
         self._asks = self.stick is not None or self.pool.keyed
-        self._carrier = None if model is None else Carrier(self, model, read_timeout=read_timeout)
+        rises, checks = slow_start_of(profile, slow_start), check_of(check)
+        self._carrier = (
+            Carrier(self, model, read_timeout=read_timeout, slow_start=rises) if model is not None else None
+        )
+        self._watch = Watch(self, checks) if checks is not None else None
+        self._factory: Callable[[], Runnable] | None = None
 
     @classmethod
     def from_factory(
@@ -116,10 +126,15 @@ class Balancer:
         **arrangement: Unpack[Arrangement],
     ) -> Balancer:
         """A fresh app for each replica. When the factory raises: StartupError with the replica's name."""
-        return cls(make(factory, replicas=replicas), **arrangement)
+        balancer = cls(make(factory, replicas=replicas), **arrangement)
+        balancer._factory = factory
+        return balancer
 
     def start(self) -> None:
-        """Start the replicas that are processes of their own. Those before a failed one are stopped again."""
+        """Start the replicas that are processes of their own, and the checks.
+
+        The replicas before one that fails are stopped again.
+        """
         try:
             for member in self.replicas.values():
                 if isinstance(member.own, ChildApp):
@@ -127,9 +142,13 @@ class Balancer:
         except BaseException:
             self.close()
             raise
+        if self._watch is not None:
+            self._watch.start()
 
     def close(self) -> None:
-        """Stop the replicas that are processes of their own, and hang up on those at a URL."""
+        """Stop the checks and the replicas that are processes of their own; hang up on those at a URL."""
+        if self._watch is not None:
+            self._watch.stop()
         for member in self.replicas.values():
             if isinstance(member.own, (ChildApp, Upstream)):
                 member.own.close()
@@ -155,16 +174,52 @@ class Balancer:
         """The replica takes part again."""
         self._set_mode(name, Mode.READY)
 
+    def rolling_restart(self, *, delay: float = 0.0, timeout: float = 30.0) -> tuple[Restarted, ...]:
+        """Restart one replica after another, and lose no request.
+
+        Each leaves: for `delay` seconds it keeps its bound clients, then it gets nothing; when what is inside
+        is done, or `timeout` is over, a fresh app from the factory (a process of its own: a new process; an
+        app object: the same again) takes its place. Raises StartupError when that fails: the replica then
+        stays in maintenance, and the others as they are.
+        """
+        moves = rolling(self, delay=delay, timeout=timeout)
+        try:
+            while True:
+                move = next(moves)
+                if isinstance(move, str):
+                    self._replace(move)
+                else:
+                    time.sleep(move)
+        except StopIteration as stop:
+            return cast("tuple[Restarted, ...]", stop.value)
+
+    def _replace(self, name: str) -> None:
+        member = self.replicas[name]
+        if isinstance(member.own, ChildApp):
+            member.own.close()
+            member.own.start()
+        elif self._factory is not None:
+            member.replace(as_wsgi(made(self._factory, name)))
+
     def explain(self) -> dict[str, str]:
         """For each replica that gets no new client now, the rule that skips it."""
         if self._carrier is not None:
             return self._carrier.backend.explain(self._carrier.now())
-        return {state.replica.name: state.mode.value for state in self.pool.states if not state.open}
+        closed = (state for state in self.pool.states if not state.open)
+        return {each.replica.name: each.mode.value if each.up else "down" for each in closed}
 
     def _set_mode(self, name: str, mode: Mode) -> None:
         self.pool.set_mode(name, mode)
         if self._carrier is not None:
-            self._carrier.backend.tell(name, mode=mode)
+            self._carrier.backend.tell(name, now=self._carrier.now(), mode=mode)
+
+    def judge(self, name: str, *, up: bool, score: float = 1.0) -> None:
+        """What a check has found: whether the replica is up, and the share of its weight it deserves."""
+        if self.replicas[name].state.up is not up:
+            logger.warning("replica %s is %s: so say the checks", name, "up" if up else "down")
+        self.pool.set_up(name, up=up)
+        if self._carrier is not None:
+            self._carrier.backend.tell(name, now=self._carrier.now(), up=up, score=score)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         if self._carrier is not None:

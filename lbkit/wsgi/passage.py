@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from lbkit.balancer import Dispatch, Tried
 from lbkit.balancer.backend import SAFE_TWICE, Backend, Course, Step
+from lbkit.balancer.checking import SlowStart
 from lbkit.balancer.exchange import Answer, Attempt, Model, Outcome, Relay, Request, Wait, fault_of
 from lbkit.balancer.exchange import Fault as Failed
 from lbkit.balancer.hop import peer_address
@@ -50,11 +51,13 @@ Headers = list[tuple[str, str]]
 class Carrier:
     """Brings requests to a model, and the model's decisions to the replicas."""
 
-    def __init__(self, balancer: Balancer, model: Model, *, read_timeout: float | None) -> None:
+    def __init__(
+        self, balancer: Balancer, model: Model, *, read_timeout: float | None, slow_start: SlowStart
+    ) -> None:
         if read_timeout is not None and read_timeout <= 0:
             raise ConfigError(f"need read_timeout > 0, or None for no limit, got read_timeout={read_timeout}")
         self.balancer = balancer
-        self.backend = Backend(model, balancer.replicas, ticket=Event)
+        self.backend = Backend(model, balancer.replicas, ticket=Event, slow_start=slow_start)
         self.read_timeout = read_timeout
         self._threads = DaemonThreads(limit=THREADS, name="lbkit-timed") if read_timeout is not None else None
         # Unix time, for cookies with dates; but it never jumps, as the timers of a balancer do not.

@@ -193,8 +193,9 @@ class Nginx:
                 each.cw *= SCALE
                 each.ew *= SCALE
                 each.weight *= SCALE
+        whole = peer.ew == peer.weight  # else failures have lowered it, and it recovers by itself
         peer.weight = max(1, round(peer.server.weight * self._scale * share))
-        peer.ew = min(peer.ew, peer.weight) if share < 1 else peer.weight
+        peer.ew = peer.weight if whole else min(peer.ew, peer.weight)
         for group in filter(None, (self._primaries, self._backups)):
             group.reweighed()
 

@@ -1,0 +1,99 @@
+"""Active checks of the ASGI balancer: a task for each replica, which asks its own health endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from lbkit.balancer.checking import ActiveCheck, Checked, Reply
+from lbkit.balancer.replica import Mode
+from lbkit.types import Message, Scope
+
+if TYPE_CHECKING:
+    from lbkit.asgi.balancer import Balancer
+    from lbkit.asgi.replica import ASGIMember
+
+__all__ = ["Watch"]
+
+LONGEST = 8 * 1024
+"""Bytes of an answer that are looked at."""
+
+HEADERS = [
+    (b"host", b"localhost"),
+    (b"user-agent", b"lbkit-check"),
+    (b"accept", b"application/json, text/plain"),
+]
+
+
+class Watch:
+    """Asks each replica while it runs, and tells the balancer. Who is in maintenance is left alone."""
+
+    def __init__(self, balancer: Balancer, check: ActiveCheck) -> None:
+        self.balancer = balancer
+        self.check = check
+
+    async def run(self) -> None:
+        await asyncio.gather(*map(self._watch, self.balancer.replicas.values()))
+
+    async def _watch(self, member: ASGIMember) -> None:
+        checked = Checked(self.check)
+        while True:
+            if member.mode is not Mode.MAINT:
+                checked.heard(await self._ask(member))
+                self.balancer.judge(member.name, up=checked.up, score=checked.score)
+            await asyncio.sleep(checked.next_after)
+
+    async def _ask(self, member: ASGIMember) -> Reply | None:
+        answer = Answer()
+        scope = self._scope(member.lifespan.state)
+        try:
+            await asyncio.wait_for(member.app(scope, answer.receive, answer.send), self.check.timeout)
+        except Exception:
+            return None  # whatever it was: that is what a check is for
+        return answer.reply()
+
+    def _scope(self, state: dict[str, Any]) -> Scope:
+        path, _, query = self.check.path.partition("?")
+        scope: Scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": "GET",
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": query.encode(),
+            "root_path": "",
+            "headers": list(HEADERS),
+            "client": ("127.0.0.1", 0),
+            "server": ("127.0.0.1", 80),
+        }
+        return {**scope, "state": dict(state)} if state else scope
+
+
+class Answer:
+    """Both ends of the check's own connection."""
+
+    def __init__(self) -> None:
+        self._status = 0
+        self._body = bytearray()
+        self._over = asyncio.Event()
+        self._asked = False
+
+    async def receive(self) -> Message:
+        if not self._asked:
+            self._asked = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+        await self._over.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+        elif message["type"] == "http.response.body":
+            self._body += message.get("body", b"")[: LONGEST - len(self._body)]
+            if not message.get("more_body", False):
+                self._over.set()
+
+    def reply(self) -> Reply | None:
+        return Reply(self._status, self._body.decode(errors="replace")) if self._over.is_set() else None
