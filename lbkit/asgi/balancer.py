@@ -27,8 +27,8 @@ from lbkit.asgi.replica import ASGIMember, Runnable, as_asgi
 from lbkit.asgi.watch import Watch
 from lbkit.balancer import Dispatch, KeyedPolicy, Mode, Policy, Pool, Replica, ReplicaState
 from lbkit.balancer.affinity import choose
-from lbkit.balancer.arrangement import Arrangement, arranged, check_of, slow_start_of
-from lbkit.balancer.checking import ActiveCheck
+from lbkit.balancer.arrangement import Arrangement, arranged, rules_of
+from lbkit.balancer.check import CheckRules
 from lbkit.balancer.exchange import Model
 from lbkit.balancer.hop import checked_header
 from lbkit.balancer.members import address_of, made, make, named
@@ -67,7 +67,7 @@ class Balancer:
         max_conns: int | Mapping[str, int] = 0,
         retry: str = "",
         read_timeout: float | None = 60.0,
-        check: str | ActiveCheck | None = None,
+        check: str | CheckRules | None = None,
         slow_start: float = 0.0,
         sticky: str | Sticky | None = None,
         replica_header: str | None = "x-lbkit-replica",
@@ -86,6 +86,7 @@ class Balancer:
             backups=backups,
             max_conns=max_conns,
             retry=retry,
+            slow_start=slow_start,
             sticky=sticky,
             rng=rng,
             allow_linear=allow_linear,
@@ -105,10 +106,8 @@ class Balancer:
         """A handle for each replica, by its name: `replicas["web1"].stop()`."""
 
         self._asks = self.stick is not None or self.pool.keyed
-        rises, checks = slow_start_of(profile, slow_start), check_of(check)
-        self._carrier = (
-            Carrier(self, model, read_timeout=read_timeout, slow_start=rises) if model is not None else None
-        )
+        checks = rules_of(check, profile=profile)
+        self._carrier = Carrier(self, model, read_timeout=read_timeout) if model is not None else None
         self._watch = Watch(self, checks) if checks is not None else None
         self._factory: Callable[[], Runnable] | None = None
         self._scope: Scope | None = None
@@ -177,13 +176,13 @@ class Balancer:
         if self._carrier is not None:
             self._carrier.backend.tell(name, now=self._carrier.now(), mode=mode)
 
-    def judge(self, name: str, *, up: bool, score: float = 1.0) -> None:
-        """What a check has found: whether the replica is up, and the share of its weight it deserves."""
+    def judge(self, name: str, *, up: bool, share: float = 1.0) -> None:
+        """What checks have found: whether the replica is up, and how much of its weight it gets."""
         if self.replicas[name].state.up is not up:
             logger.warning("replica %s is %s: so say the checks", name, "up" if up else "down")
         self.pool.set_up(name, up=up)
         if self._carrier is not None:
-            self._carrier.backend.tell(name, now=self._carrier.now(), up=up, score=score)
+            self._carrier.backend.tell(name, now=self._carrier.now(), up=up, share=share)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

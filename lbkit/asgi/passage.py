@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Any
 from lbkit.asgi.exchange import ENDS, SET_COOKIE, STARTS, answer, inner_scope, method_of
 from lbkit.asgi.request import KEPT, KeptBody, joined, request_of, with_cookies
 from lbkit.balancer import Dispatch, Tried
-from lbkit.balancer.backend import SAFE_TWICE, Backend, Course, Step
-from lbkit.balancer.checking import SlowStart
+from lbkit.balancer.backend import Backend, Course, Step
 from lbkit.balancer.exchange import Answer, Attempt, Fault, Model, Outcome, Relay, Wait, fault_of
 from lbkit.balancer.lazy import LazyHeaders
 from lbkit.errors import ConfigError, ReplicaReset, ReplicaTimeout
@@ -42,13 +41,11 @@ logger = logging.getLogger("lbkit.balancer")
 class Carrier:
     """Brings requests to a model, and the model's decisions to the replicas."""
 
-    def __init__(
-        self, balancer: Balancer, model: Model, *, read_timeout: float | None, slow_start: SlowStart
-    ) -> None:
+    def __init__(self, balancer: Balancer, model: Model, *, read_timeout: float | None) -> None:
         if read_timeout is not None and read_timeout <= 0:
             raise ConfigError(f"need read_timeout > 0, or None for no limit, got read_timeout={read_timeout}")
         self.balancer = balancer
-        self.backend = Backend(model, balancer.replicas, ticket=Turn, slow_start=slow_start)
+        self.backend = Backend(model, balancer.replicas, ticket=Turn)
         self.read_timeout = read_timeout
         # Unix time, for cookies with dates; but it never jumps, as the timers of a balancer do not.
         self._epoch = balancer.wall() - balancer.clock()
@@ -127,6 +124,8 @@ class Passage:
         """None: the client has its answer, or is gone."""
         if self.tried and not await self._may_send_again():
             return None
+        if asked.warning:
+            logger.warning("%s", asked.warning)
         if asked.after:
             await asyncio.sleep(asked.after)
         member = self.balancer.replicas[asked.replica]
@@ -148,13 +147,6 @@ class Passage:
             logger.warning("%s failed at %s (%s): %s", self._what(), last.replica, last.outcome, why)
             await self._answer(502, why)
             return False
-        if self.scope["type"] == "http" and self.request.method not in SAFE_TWICE:
-            logger.warning(
-                "%s was sent to %s (%s) and is sent again: so says the profile, and it may run twice",
-                self._what(),
-                sent[-1].replica,
-                sent[-1].outcome,
-            )
         return True
 
     async def _say(self, said: Answer) -> None:

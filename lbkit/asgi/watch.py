@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from lbkit.balancer.checking import ActiveCheck, Checked, Reply
+from lbkit.balancer.check import CheckRules
+from lbkit.balancer.checked import Checked, Reply
 from lbkit.balancer.replica import Mode
 from lbkit.types import Message, Scope
 
@@ -28,7 +29,7 @@ HEADERS = [
 class Watch:
     """Asks each replica while it runs, and tells the balancer. Who is in maintenance is left alone."""
 
-    def __init__(self, balancer: Balancer, check: ActiveCheck) -> None:
+    def __init__(self, balancer: Balancer, check: CheckRules) -> None:
         self.balancer = balancer
         self.check = check
 
@@ -37,10 +38,11 @@ class Watch:
 
     async def _watch(self, member: ASGIMember) -> None:
         checked = Checked(self.check)
+        self.balancer.judge(member.name, up=checked.up)
         while True:
             if member.mode is not Mode.MAINT:
                 checked.heard(await self._ask(member))
-                self.balancer.judge(member.name, up=checked.up, score=checked.score)
+                self.balancer.judge(member.name, up=checked.up, share=checked.share)
             await asyncio.sleep(checked.next_after)
 
     async def _ask(self, member: ASGIMember) -> Reply | None:

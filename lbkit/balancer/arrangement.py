@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from random import Random
-from typing import Any, TypedDict
+from typing import TypedDict
 
-from lbkit.balancer.checking import ActiveCheck, SlowStart
+from lbkit.balancer.check import CheckRules
 from lbkit.balancer.dispatch import Dispatch
 from lbkit.balancer.exchange import Model
-from lbkit.balancer.haproxy.health import slow_start
-from lbkit.balancer.haproxy.node import SCALE
 from lbkit.balancer.policy import KeyedPolicy, Policy
-from lbkit.balancer.profile import Options, Place, profile_named
+from lbkit.balancer.profile import PROFILES, Options, Place, profile_named
 from lbkit.errors import ConfigError
 from lbkit.sticky import Sticky
 from lbkit.types import Clock
 
-__all__ = ["Arrangement", "arranged", "check_of", "slow_start_of"]
+__all__ = ["Arrangement", "arranged", "rules_of"]
 
 PLAIN = "plain"
 
@@ -32,7 +31,7 @@ class Arrangement(TypedDict, total=False):
     max_conns: int | Mapping[str, int]
     retry: str
     read_timeout: float | None
-    check: str | ActiveCheck | None
+    check: str | CheckRules | None
     slow_start: float
     sticky: str | Sticky | None
     replica_header: str | None
@@ -52,106 +51,95 @@ def arranged(
     backups: Iterable[str],
     max_conns: int | Mapping[str, int],
     retry: str,
+    slow_start: float,
     sticky: str | Sticky | None,
     rng: Random | None,
     allow_linear: bool,
 ) -> Model | None:
-    """The model that decides; None for the pool's own turns, which are the profile `plain`.
+    """The model that decides; None for the pool's own turns, or a policy of one's own over it.
 
     `addresses` has, for each replica's name, the text that rings and tables hash.
     """
     backups = [backups] if isinstance(backups, str) else list(backups)
-    if profile is None or profile == PLAIN:
-        _refuse_without_a_profile(
-            policy=policy if policy != "round_robin" else None,
-            weights=weights,
-            backups=backups,
-            max_conns=max_conns,
-            retry=retry,
-            sticky=sticky,
-        )
+    asked = {
+        "policy": policy if isinstance(policy, str) and policy != "round_robin" else None,
+        "weights": weights,
+        "backups": backups,
+        "max_conns": max_conns,
+        "retry": retry,
+        "slow_start": slow_start,
+        "sticky": sticky if isinstance(sticky, str) else None,
+    }
+    wanted = {option: value for option, value in asked.items() if value}
+    if profile in (None, PLAIN) and not wanted:
         return None
-    if not isinstance(profile, str):
-        _refuse_beside_a_model(policy, weights, backups, max_conns, retry, sticky)
-        if sorted(profile.names) != sorted(addresses):
-            need, got = ", ".join(addresses), ", ".join(profile.names)
-            raise ConfigError(f"need a model of {need}, got one of {got}")
+    _refuse_two_minds(profile, policy, sticky, wanted)
+    if not (profile is None or isinstance(profile, str)):
+        _refuse_another_pool(profile, addresses)
         return profile
-    if isinstance(sticky, Sticky):
-        raise ConfigError(
-            f"need the name of a cookie as sticky under the profile {profile}, which writes its own cookie"
-        )
-    if not (policy is None or isinstance(policy, str)):
-        raise ConfigError(f"need a policy in the words of the profile {profile}, got {policy!r}")
+    return profile_named(profile or PLAIN).model(
+        _places(
+            addresses, weights=weights or {}, backups=backups, max_conns=max_conns, slow_start=slow_start
+        ),
+        policy=policy if isinstance(policy, str) else "",
+        rng=rng,
+        allow_linear=allow_linear,
+        options=Options(sticky=sticky if isinstance(sticky, str) else "", retry=retry),
+    )
+
+
+def _places(
+    addresses: Mapping[str, str],
+    *,
+    weights: Mapping[str, int],
+    backups: Sequence[str],
+    max_conns: int | Mapping[str, int],
+    slow_start: float,
+) -> list[Place]:
     limits = max_conns if isinstance(max_conns, Mapping) else dict.fromkeys(addresses, max_conns)
-    weights = weights or {}
     _refuse_unknown(addresses, weights=weights, backups=backups, max_conns=limits)
-    places = [
+    return [
         Place(
             name=name,
             address=address,
             weight=weights.get(name, 1),
             backup=name in backups,
             max_conns=limits.get(name, 0),
+            slow_start=slow_start,
         )
         for name, address in addresses.items()
     ]
-    return profile_named(profile).model(
-        places,
-        policy=policy or "",
-        rng=rng,
-        allow_linear=allow_linear,
-        options=Options(sticky=sticky or "", retry=retry),
-    )
 
 
-def slow_start_of(profile: str | Model | None, seconds: float) -> SlowStart:
-    """How replicas that come back rise under this profile. Raises ConfigError where they do not."""
-    if not seconds:
-        return SlowStart(0.0, _linear)
-    if profile is None or profile == PLAIN:
-        raise ConfigError(f"need a profile, such as profile='nginx', for slow_start={seconds}")
-    name = profile if isinstance(profile, str) else type(profile).__name__.lower()
-    family = name.partition("@")[0]
-    if family not in RAMPS:
-        raise ConfigError(f"{name} has no slow start: need slow_start=0, got slow_start={seconds}")
-    return SlowStart(seconds, RAMPS[family])
+def rules_of(check: str | CheckRules | None, *, profile: str | Model | None) -> CheckRules | None:
+    """What is asked of the replicas. A text is the path, and the rest is as the profile checks."""
+    if not isinstance(check, str):
+        return check
+    ships = PROFILES[profile].checks if isinstance(profile, str) else CheckRules()
+    return replace(ships, path=check)
 
 
-def check_of(check: str | ActiveCheck | None) -> ActiveCheck | None:
-    """What is asked of the replicas; a text is the path."""
-    return ActiveCheck(path=check) if isinstance(check, str) else check
-
-
-def _linear(seconds: float, window: float) -> float:
-    return max(0.01, seconds / window)
-
-
-def _sixteenths(seconds: float, window: float) -> float:
-    return slow_start(seconds, max(1, round(window))) / SCALE
-
-
-def _from_a_tenth(seconds: float, window: float) -> float:
-    return max(0.1, seconds / window)
-
-
-RAMPS = {"nginx": _linear, "haproxy": _sixteenths, "envoy": _from_a_tenth}
-"""NGINX Plus from nothing, HAProxy in steps of a sixteenth, Envoy from its least percentage."""
-
-
-def _refuse_without_a_profile(**given: Any) -> None:
-    for option, value in given.items():
-        in_words = isinstance(value, str)
-        if (option in ("policy", "sticky") and not in_words) or not value:
-            continue
-        raise ConfigError(f"need a profile, such as profile='nginx', for {option}={value!r}")
-
-
-def _refuse_beside_a_model(*given: object) -> None:
-    if any(given):
+def _refuse_two_minds(
+    profile: str | Model | None,
+    policy: str | Policy | KeyedPolicy | None,
+    sticky: str | Sticky | None,
+    wanted: Mapping[str, object],
+) -> None:
+    """Either a model decides, or a policy that is an object and our own cookie."""
+    why = f"profile={profile!r}" if isinstance(profile, str) else ", ".join(wanted) or "a model"
+    if isinstance(sticky, Sticky):
         raise ConfigError(
-            "need no policy, weights, backups, max_conns, retry and sticky beside a model, which has its own"
+            f"need the name of a cookie as sticky beside {why}: its cookie is that balancer's own"
         )
+    if not (policy is None or isinstance(policy, str)):
+        raise ConfigError(f"need a policy in words beside {why}, got {policy!r}")
+    if not (profile is None or isinstance(profile, str)) and wanted:
+        raise ConfigError(f"need no {', '.join(wanted)} beside a model, which has its own")
+
+
+def _refuse_another_pool(model: Model, addresses: Mapping[str, str]) -> None:
+    if sorted(model.names) != sorted(addresses):
+        raise ConfigError(f"need a model of {', '.join(addresses)}, got one of {', '.join(model.names)}")
 
 
 def _refuse_unknown(names: Mapping[str, str], **given: Iterable[str]) -> None:

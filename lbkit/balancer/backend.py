@@ -11,16 +11,11 @@ from dataclasses import replace
 from threading import Lock
 from typing import Any, Protocol, TypeAlias
 
-from lbkit.balancer.checking import SlowStart
 from lbkit.balancer.exchange import Answer, Attempt, Flow, Model, Outcome, Relay, Request, Standing, Wait
-from lbkit.balancer.replica import Mode
 
-__all__ = ["SAFE_TWICE", "Backend", "Course", "Step", "Ticket"]
+__all__ = ["Backend", "Course", "Step", "Ticket"]
 
 Step: TypeAlias = "Attempt | Wait | Relay | Answer"
-
-SAFE_TWICE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
-"""RFC 9110, section 9.2.2: whoever sends these twice has done the same as once."""
 
 
 class Ticket(Protocol):
@@ -38,56 +33,29 @@ class Backend:
         names: Iterable[str],
         *,
         ticket: Callable[[], Ticket],
-        slow_start: SlowStart | None = None,
     ) -> None:
         self.model = model
         self._standings = {name: Standing() for name in names}
-        self._scores = dict.fromkeys(self._standings, 1.0)
-        self._slow_start = slow_start or SlowStart(0.0, lambda _, __: 1.0)
         self._ticket = ticket
         self._lock = Lock()
         self._waiting: dict[int, Ticket] = {}
 
     def begin(self, request: Request, *, now: float) -> Course:
         """The course of one request, at its first step. `now` is Unix time in seconds."""
-        if self._slow_start.rising:
-            self._climb(now)
         return Course(self, self.model.serve(request, now=now))
 
     def standing(self, name: str) -> Standing:
         return self._standings[name]
 
-    def tell(
-        self,
-        name: str,
-        *,
-        now: float,
-        mode: Mode | None = None,
-        up: bool | None = None,
-        score: float | None = None,
-    ) -> None:
-        """What has become known about a replica: the operator's mode, what checks say, its own score."""
+    def tell(self, name: str, *, now: float, **changes: Any) -> None:
+        """Change what is known about a replica: its `mode`, whether it is `up`, its `share` of its weight."""
         with self._lock:
-            before = self._standings[name]
-            mode, up = before.mode if mode is None else mode, before.up if up is None else up
-            self._scores[name] = self._scores[name] if score is None else score
-            returns = mode is Mode.READY and up and not (before.mode is not Mode.MAINT and before.up)
-            if returns:
-                self._slow_start.begin(name, now)
-            self._stand(name, now, mode=mode, up=up)
-
-    def _climb(self, now: float) -> None:
-        with self._lock:
-            for name in list(self._slow_start.rising):
-                self._stand(name, now)
-
-    def _stand(self, name: str, now: float, **changes: Any) -> None:
-        share = self._scores[name] * self._slow_start.share(name, now)
-        standing = replace(self._standings[name], share=share, **changes)
-        if standing != self._standings[name]:
-            self._standings[name] = standing
-            self.model.tell(name, standing)
-            self._wake()
+            changed = replace(self._standings[name], **changes)
+            if changed != self._standings[name]:
+                self._standings[name] = changed
+                self.model.tell(name, changed)
+                self.model.tick(now)
+                self._wake()
 
     def explain(self, now: float) -> dict[str, str]:
         """For each replica that gets no new client, the rule that skips it."""

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, cast
 
 from lbkit.balancer import Dispatch, KeyedPolicy, Mode, Policy, Pool, Replica, ReplicaState, Tried
 from lbkit.balancer.affinity import choose
-from lbkit.balancer.arrangement import Arrangement, arranged, check_of, slow_start_of
-from lbkit.balancer.checking import ActiveCheck
+from lbkit.balancer.arrangement import Arrangement, arranged, rules_of
+from lbkit.balancer.check import CheckRules
 from lbkit.balancer.exchange import Fault, Model, fault_of
 from lbkit.balancer.hop import checked_header
 from lbkit.balancer.members import Member, address_of, made, make, named
@@ -71,7 +71,7 @@ class Balancer:
         max_conns: int | Mapping[str, int] = 0,
         retry: str = "",
         read_timeout: float | None = None,
-        check: str | ActiveCheck | None = None,
+        check: str | CheckRules | None = None,
         slow_start: float = 0.0,
         sticky: str | Sticky | None = None,
         replica_header: str | None = "X-Lbkit-Replica",
@@ -90,6 +90,7 @@ class Balancer:
             backups=backups,
             max_conns=max_conns,
             retry=retry,
+            slow_start=slow_start,
             sticky=sticky,
             rng=rng,
             allow_linear=allow_linear,
@@ -110,10 +111,8 @@ class Balancer:
         """Who stays, and how many moved for which reason; None when clients are not sticky."""
 
         self._asks = self.stick is not None or self.pool.keyed
-        rises, checks = slow_start_of(profile, slow_start), check_of(check)
-        self._carrier = (
-            Carrier(self, model, read_timeout=read_timeout, slow_start=rises) if model is not None else None
-        )
+        checks = rules_of(check, profile=profile)
+        self._carrier = Carrier(self, model, read_timeout=read_timeout) if model is not None else None
         self._watch = Watch(self, checks) if checks is not None else None
         self._factory: Callable[[], Runnable] | None = None
 
@@ -213,13 +212,13 @@ class Balancer:
         if self._carrier is not None:
             self._carrier.backend.tell(name, now=self._carrier.now(), mode=mode)
 
-    def judge(self, name: str, *, up: bool, score: float = 1.0) -> None:
-        """What a check has found: whether the replica is up, and the share of its weight it deserves."""
+    def judge(self, name: str, *, up: bool, share: float = 1.0) -> None:
+        """What checks have found: whether the replica is up, and how much of its weight it gets."""
         if self.replicas[name].state.up is not up:
             logger.warning("replica %s is %s: so say the checks", name, "up" if up else "down")
         self.pool.set_up(name, up=up)
         if self._carrier is not None:
-            self._carrier.backend.tell(name, now=self._carrier.now(), up=up, score=score)
+            self._carrier.backend.tell(name, now=self._carrier.now(), up=up, share=share)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         if self._carrier is not None:

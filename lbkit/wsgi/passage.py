@@ -18,8 +18,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from lbkit.balancer import Dispatch, Tried
-from lbkit.balancer.backend import SAFE_TWICE, Backend, Course, Step
-from lbkit.balancer.checking import SlowStart
+from lbkit.balancer.backend import Backend, Course, Step
 from lbkit.balancer.exchange import Answer, Attempt, Model, Outcome, Relay, Request, Wait, fault_of
 from lbkit.balancer.exchange import Fault as Failed
 from lbkit.balancer.hop import peer_address
@@ -51,13 +50,11 @@ Headers = list[tuple[str, str]]
 class Carrier:
     """Brings requests to a model, and the model's decisions to the replicas."""
 
-    def __init__(
-        self, balancer: Balancer, model: Model, *, read_timeout: float | None, slow_start: SlowStart
-    ) -> None:
+    def __init__(self, balancer: Balancer, model: Model, *, read_timeout: float | None) -> None:
         if read_timeout is not None and read_timeout <= 0:
             raise ConfigError(f"need read_timeout > 0, or None for no limit, got read_timeout={read_timeout}")
         self.balancer = balancer
-        self.backend = Backend(model, balancer.replicas, ticket=Event, slow_start=slow_start)
+        self.backend = Backend(model, balancer.replicas, ticket=Event)
         self.read_timeout = read_timeout
         self._threads = DaemonThreads(limit=THREADS, name="lbkit-timed") if read_timeout is not None else None
         # Unix time, for cookies with dates; but it never jumps, as the timers of a balancer do not.
@@ -125,6 +122,8 @@ class Passage:
             if isinstance(step, Attempt):
                 if self.tried and (why := self._unsendable()):
                     return self._own(502, why, [])
+                if step.warning:
+                    logger.warning("%s", step.warning)
                 attempt = Try(self, self.balancer.replicas[step.replica], step)
                 done = attempt.run()
                 if done is None:
@@ -159,13 +158,6 @@ class Passage:
             why = f"its body of more than {KEPT} bytes was not kept, so it cannot be sent again"
             logger.warning("%s failed at %s (%s): %s", self.what(), last.replica, last.outcome, why)
             return why
-        if self.request.method not in SAFE_TWICE:
-            logger.warning(
-                "%s was sent to %s (%s) and is sent again: so says the profile, and it may run twice",
-                self.what(),
-                last.replica,
-                last.outcome,
-            )
         return ""
 
     def _say(self, said: Answer) -> Iterable[bytes]:

@@ -9,7 +9,8 @@ from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
-from lbkit.balancer.checking import ActiveCheck, Checked, Reply
+from lbkit.balancer.check import CheckRules
+from lbkit.balancer.checked import Checked, Reply
 from lbkit.balancer.replica import Mode
 from lbkit.threads import DaemonThreads
 from lbkit.types import Environ, ExcInfo, WSGIApp
@@ -30,7 +31,7 @@ HUNG = 10
 class Watch:
     """Asks each replica between `start` and `stop`, and tells the balancer."""
 
-    def __init__(self, balancer: Balancer, check: ActiveCheck) -> None:
+    def __init__(self, balancer: Balancer, check: CheckRules) -> None:
         self.balancer = balancer
         self.check = check
         self._stopped = Event()
@@ -59,11 +60,12 @@ class Watch:
     def _watch(self, member: Member[WSGIApp], stopped: Event) -> None:
         """Who is in maintenance is left alone."""
         checked = Checked(self.check)
+        self.balancer.judge(member.name, up=checked.up)
         threads = DaemonThreads(limit=HUNG, name=f"lbkit-check-{member.name}")
         while not stopped.is_set():
             if member.mode is not Mode.MAINT:
                 checked.heard(self._ask(member, threads))
-                self.balancer.judge(member.name, up=checked.up, score=checked.score)
+                self.balancer.judge(member.name, up=checked.up, share=checked.share)
             stopped.wait(checked.next_after)
 
     def _ask(self, member: Member[WSGIApp], threads: DaemonThreads) -> Reply | None:

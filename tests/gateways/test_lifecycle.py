@@ -17,14 +17,14 @@ import pytest
 
 from lbkit import StartupError, asgi, wsgi
 from lbkit.balancer import Dispatch
-from lbkit.balancer.checking import ActiveCheck
+from lbkit.balancer.check import CheckRules
 from lbkit.children import Child
 from lbkit.errors import ConfigError
 from lbkit.types import Environ, Message, Receive, Scope, Send, StartResponse
 from tests.gateways.test_balancer import send_asgi, send_wsgi
 from tests.health_gateways import FakeClock, running_loop
 
-QUICK = ActiveCheck(path="/health", inter=0.01, rise=2, fall=2, timeout=0.5)
+QUICK = CheckRules(path="/health", inter=0.01, rise=2, fall=2, timeout=0.5)
 
 
 class Site:
@@ -160,7 +160,7 @@ def test_who_fails_its_checks_gets_nothing_and_returns_when_it_passes(
 
 def test_a_stopped_replica_and_one_that_says_something_else_fail_their_checks(live: Live) -> None:
     sites = [Site() for _ in range(3)]
-    check = ActiveCheck(path="/health", inter=0.01, rise=1, fall=1, body="fine", status={200})
+    check = CheckRules(path="/health", inter=0.01, rise=1, fall=1, body="fine", statuses=(200, 200))
     balancer = live.Balancer([live.app(site) for site in sites], profile="haproxy@2.6", check=check)
     with live.running(balancer):
         balancer.replicas["web1"].stop()
@@ -190,9 +190,9 @@ def test_a_degraded_replica_gets_less_by_steps_as_its_own_word_says(live: Live, 
     shares: list[float] = []
     told = balancer.judge
 
-    def judge(name: str, *, up: bool, score: float = 1.0) -> None:
-        told(name, up=up, score=score)
-        shares.extend([score] * (name == "web1"))
+    def judge(name: str, *, up: bool, share: float = 1.0) -> None:
+        told(name, up=up, share=share)
+        shares.extend([share] * (name == "web1"))
 
     balancer.judge = judge
     with live.running(balancer):
@@ -206,7 +206,7 @@ def test_a_degraded_replica_gets_less_by_steps_as_its_own_word_says(live: Live, 
         assert live.names(balancer, 10)["web1"] == 5
 
 
-@pytest.mark.parametrize(("profile", "early"), [("nginx", 1), ("haproxy@2.6", 6), ("envoy", 10)])
+@pytest.mark.parametrize(("profile", "early"), [("haproxy@2.6", 6), ("envoy", 9)])
 def test_a_replica_that_comes_back_rises_slowly(live: Live, profile: str, early: int) -> None:
     clock = FakeClock()
     options = {"profile": profile, "slow_start": 100.0, "clock": clock, "wall": clock}
@@ -224,29 +224,15 @@ def test_a_replica_that_comes_back_rises_slowly(live: Live, profile: str, early:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"slow_start": 5}, "need a profile, .* for slow_start=5"),
-        ({"profile": "caddy@2.6", "slow_start": 5}, "caddy@2.6 has no slow start"),
-        ({"profile": "nginx", "slow_start": -1}, "need slow_start >= 0, got slow_start=-1"),
-        ({"check": "health"}, "need a path such as /health to check, got 'health'"),
+        ({"slow_start": 5}, "plain has no slow_start"),
+        ({"profile": "caddy@2.6", "slow_start": 5}, "caddy@2.6 has no slow_start"),
+        ({"profile": "envoy", "slow_start": -1}, "need slow_start >= 0, got slow_start=-1"),
+        ({"check": "health"}, "need the path of a check that begins with '/', got 'health'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(live: Live, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         live.Balancer([live.app(Site())], **options)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"inter": 0}, "need inter > 0"),
-        ({"timeout": -1}, "need timeout > 0"),
-        ({"fastinter": -1}, "need fastinter >= 0"),
-        ({"rise": 0}, "need rise >= 1 and fall >= 1"),
-    ],
-)
-def test_a_check_without_sense_is_refused(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        ActiveCheck(**options)
 
 
 # -- rolling restarts

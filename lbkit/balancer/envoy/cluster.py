@@ -230,7 +230,9 @@ class Envoy:
     def tell(self, name: str, standing: Standing) -> None:
         """A host that drains keeps its stateful sessions. One in maintenance is no host any more."""
         host = named(self.hosts, name)
-        if standing.up and not host.healthy and self._slow_start is not None:
+        was_there = host.healthy and host.mode is not Mode.MAINT
+        is_there = standing.up and standing.mode is not Mode.MAINT
+        if is_there and not was_there and self._slow_start is not None:
             host.up_at, host.factor = None, self._slow_start.factor(0.0)
             self._starting.append(host)
         host.healthy, host.mode = standing.up, standing.mode
