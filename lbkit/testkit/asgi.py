@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lbkit.errors import ReplicaFault, ReplicaReset, ReplicaTimeout
 from lbkit.testkit.faults import Plan
@@ -232,6 +232,11 @@ class Call:
         self._send = send
         self._loop = asyncio.get_running_loop()
         self._cut: asyncio.Future[OSError] = self._loop.create_future()
+        self._over: asyncio.Future[None] = self._loop.create_future()
+        """Done when the app's task is, or when the connection is cut: whatever comes first."""
+
+        self._uploading = False
+        self._taken_in = False
         self._left = plan.reset_after if plan is not None else None
         self._websocket = False
         self._complete = False
@@ -250,15 +255,20 @@ class Call:
     def _cut_now(self, error: OSError) -> None:
         if not self._cut.done():
             self._cut.set_result(error)
+            self._end()
+
+    def _end(self, _: object = None) -> None:
+        if not self._over.done():
+            self._over.set_result(None)
 
     async def run(self, scope: Scope) -> None:
         self._websocket = scope["type"] == "websocket"
         if not self._websocket:
             self._timer = self._loop.call_later(self._replica.timeout, self._look)
         task: asyncio.Task[None] = self._replica.context.run(self._loop.create_task, self._serve(scope))
+        task.add_done_callback(self._end)
         try:
-            waited: set[asyncio.Future[Any]] = {task, self._cut}
-            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            await self._over
         except asyncio.CancelledError:
             self._replica.forget(task)
             await asyncio.wait({task})
@@ -294,8 +304,12 @@ class Call:
         raise error
 
     def _look(self) -> None:
-        """As nginx counts it: seconds since the replica last said or took something."""
-        left = self._moved_at + self._replica.timeout - self._loop.time()
+        """As nginx counts it: seconds since the replica last said or took something.
+
+        A replica that waits for the client's upload is not silent.
+        """
+        now = self._loop.time()
+        left = (now if self._uploading else self._moved_at) + self._replica.timeout - now
         if left > 0:
             self._timer = self._loop.call_later(left, self._look)
         elif not self._cut.done() and not self._complete:
@@ -332,7 +346,10 @@ class Call:
                 if self._websocket
                 else {"type": "http.disconnect"}
             )
+        self._uploading = not self._taken_in
         message = await self._receive()
+        self._uploading = False
+        self._taken_in = not message.get("more_body", False)
         self._moved_at = self._loop.time()
         return message
 

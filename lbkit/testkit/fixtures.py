@@ -1,5 +1,6 @@
 """The fixtures: `cluster`, `lb_client`, `lb_aclient`, `lb_url`, `shared_redis`.
 
+pytest loads this file in each of its runs: what a fixture needs is imported when it is asked for.
 The app of the cluster is what the fixture `lb_app` returns. Write one of your own, or name the app as
 `replica_app` in pytest's configuration. `@pytest.mark.replicas(5, timeout=0.5)` has arguments for `Cluster`.
 """
@@ -8,24 +9,36 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from lbkit.errors import ConfigError
-from lbkit.testkit.cluster import Cluster
-from lbkit.testkit.redis_server import RedisServer, redis_server
+
+if TYPE_CHECKING:
+    from lbkit.testkit.cluster import Cluster
+    from lbkit.testkit.redis_server import RedisServer
 
 __all__ = ["cluster", "lb_aclient", "lb_app", "lb_client", "lb_url", "shared_redis"]
+
+MARKER = "replicas(n, timeout=..., sticky=..., profile=...): how the fixture cluster is made"
 
 ROWS = 20
 """Of the trace, in the report of a test that failed."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addini("replica_app", "the app of the fixtures cluster and lb_client, such as shop:create_app")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", MARKER)
+
+
 @pytest.fixture
 def lb_app(request: pytest.FixtureRequest) -> Any:
     """What the cluster's replicas are made from: a recipe, a factory, or app objects."""
-    target = request.config.getoption("replica_app", None) or _ini(request.config, "replica_app")
+    target = request.config.getoption("replica_app", None) or request.config.getini("replica_app")
     if not target:
         raise ConfigError(
             "need the app: set replica_app = shop:create_app in pytest's configuration, give --replica-app, "
@@ -37,6 +50,8 @@ def lb_app(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture
 def cluster(request: pytest.FixtureRequest, lb_app: Any) -> Iterator[Cluster]:
     """Three replicas of `lb_app` behind the balancer, or as the marker `replicas` says."""
+    from lbkit.testkit.cluster import Cluster
+
     marker = request.node.get_closest_marker("replicas")
     options: dict[str, Any] = dict(marker.kwargs) if marker is not None else {}
     if marker is not None and marker.args:
@@ -66,6 +81,8 @@ def lb_url(cluster: Cluster) -> str:
 @pytest.fixture(scope="session")
 def lb_redis_server() -> Iterator[RedisServer]:
     """One redis-server for the whole session."""
+    from lbkit.testkit.redis_server import redis_server
+
     try:
         with redis_server() as server:
             yield server
@@ -89,13 +106,7 @@ def pytest_runtest_makereport(
     """Show the end of the trace with a test that failed."""
     report = yield
     started = getattr(item, "funcargs", {}).get("cluster")
-    if report.when == "call" and report.failed and isinstance(started, Cluster) and started.trace:
-        report.sections.append(("lbkit trace", started.trace.table(last=ROWS)))
+    trace = getattr(started, "trace", None)
+    if report.when == "call" and report.failed and trace:
+        report.sections.append(("lbkit trace", trace.table(last=ROWS)))
     return report
-
-
-def _ini(config: pytest.Config, name: str) -> Any:
-    try:
-        return config.getini(name)
-    except (KeyError, ValueError):  # the plugin that declares it is not loaded
-        return None

@@ -276,3 +276,17 @@ def test_inside_the_loop_of_the_replicas_one_has_to_await(cluster: Cluster) -> N
             cluster["web1"].kill()
 
     cluster.run(work())
+
+
+def test_a_slow_upload_is_no_silence_of_the_replica(notes: Notes) -> None:
+    with Cluster(lambda: starlette_shop(notes), timeout=0.05) as cluster:
+
+        async def work() -> None:
+            async with connected(cluster.asgi, http_scope("/", method="POST")) as client:
+                client.body(b"te", more=True)
+                await asyncio.sleep(0.2)  # four times the patience with a replica
+                client.body(b"a")
+                assert (await client.get())["status"] == 200
+
+        run(work())
+        assert cluster.trace[0].bytes_in == 3
