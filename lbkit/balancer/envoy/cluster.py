@@ -235,6 +235,7 @@ class Envoy:
         if is_there and not was_there and self._slow_start is not None:
             host.up_at, host.factor = None, self._slow_start.factor(0.0)
             self._starting.append(host)
+            self._choosers.clear()  # one that took turns among equals would not see it
         host.healthy, host.mode = standing.up, standing.mode
         self._reweigh(host, standing.share)
         self._refresh()
