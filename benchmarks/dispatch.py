@@ -31,6 +31,9 @@ from lbkit.asgi.bridge import WSGIBridge
 from lbkit.balancer import Dispatch
 from lbkit.types import ASGIApp, WSGIApp
 
+PROFILES = ("nginx", "haproxy@2.6", "envoy")
+"""Under these the same request goes through a model: attempts, retries, what is kept of it."""
+
 ASGI_GOAL = 6.0
 WSGI_GOAL = 3.0
 """Microseconds that the balancer may add to a direct call."""
@@ -89,6 +92,10 @@ def asgi_comparison(loop: asyncio.AbstractEventLoop, rounds: int) -> Comparison:
                 loop, asgi.Balancer([asgi_app] * 3, replica_header=None)
             ),
             "... with on_dispatch": asgi_calls(loop, asgi.Balancer([asgi_app] * 3, on_dispatch=ignore)),
+            **{
+                f"... as {profile}": asgi_calls(loop, asgi.Balancer([asgi_app] * 3, profile=profile))
+                for profile in PROFILES
+            },
             "httpx.ASGITransport": asgi_client_calls(loop, asgi_app),
             "httpx.ASGITransport, balancer": asgi_client_calls(loop, balancer),
         },
@@ -104,6 +111,10 @@ def wsgi_comparison(rounds: int) -> Comparison:
             "through the balancer": wsgi_calls(balancer),
             "... without a replica header": wsgi_calls(wsgi.Balancer([wsgi_app] * 3, replica_header=None)),
             "... with on_dispatch": wsgi_calls(wsgi.Balancer([wsgi_app] * 3, on_dispatch=ignore)),
+            **{
+                f"... as {profile}": wsgi_calls(wsgi.Balancer([wsgi_app] * 3, profile=profile))
+                for profile in PROFILES
+            },
             "werkzeug's test client": wsgi_client_calls(werkzeug.test.Client(wsgi_app)),
             "werkzeug's test client, balancer": wsgi_client_calls(werkzeug.test.Client(balancer)),
         },

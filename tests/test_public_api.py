@@ -21,11 +21,13 @@ PUBLIC = {
         "RoundRobin", "SourceAddress", "Tried",
     },
     "lbkit.asgi": {
-        "Balancer", "DrainMiddleware", "ForwardedMiddleware", "HealthMiddleware", "SessionMiddleware",
+        "Balancer", "DrainMiddleware", "ForwardedMiddleware", "HealthMiddleware",
+        "RoutedBalancer", "SessionMiddleware",
         "Sessions", "StickyMiddleware",
     },
     "lbkit.wsgi": {
-        "Balancer", "DrainMiddleware", "ForwardedMiddleware", "HealthMiddleware", "SessionMiddleware",
+        "Balancer", "DrainMiddleware", "ForwardedMiddleware", "HealthMiddleware",
+        "RoutedBalancer", "SessionMiddleware",
         "Sessions", "StickyMiddleware",
     },
     "lbkit.testkit": {

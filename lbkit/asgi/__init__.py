@@ -4,6 +4,7 @@ from lbkit.asgi.balancer import Balancer
 from lbkit.asgi.drain import DrainMiddleware
 from lbkit.asgi.forwarded import ForwardedMiddleware
 from lbkit.asgi.health import HealthMiddleware
+from lbkit.asgi.routed import RoutedBalancer
 from lbkit.asgi.sessions import SessionMiddleware, Sessions
 from lbkit.asgi.sticky import StickyMiddleware
 
@@ -12,6 +13,7 @@ __all__ = [
     "DrainMiddleware",
     "ForwardedMiddleware",
     "HealthMiddleware",
+    "RoutedBalancer",
     "SessionMiddleware",
     "Sessions",
     "StickyMiddleware",

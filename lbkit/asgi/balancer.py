@@ -22,18 +22,19 @@ from random import Random
 from typing import TYPE_CHECKING, cast
 
 from lbkit.asgi.exchange import Cookie, Exchange, ScopeKey, inner_scope, unavailable, untaken
+from lbkit.asgi.lifespan import Lifespans
 from lbkit.asgi.passage import Carrier
 from lbkit.asgi.replica import ASGIMember, Runnable, as_asgi
 from lbkit.asgi.watch import Watch
-from lbkit.balancer import Dispatch, KeyedPolicy, Mode, Policy, Pool, Replica, ReplicaState
+from lbkit.balancer import Dispatch, KeyedPolicy, Policy, Pool, Replica, ReplicaState
 from lbkit.balancer.affinity import choose
 from lbkit.balancer.arrangement import Arrangement, arranged, rules_of
 from lbkit.balancer.check import CheckRules
 from lbkit.balancer.exchange import Model
 from lbkit.balancer.hop import checked_header
 from lbkit.balancer.members import address_of, made, make, named
+from lbkit.balancer.operated import Operated
 from lbkit.balancer.rolling import Restarted, rolling
-from lbkit.errors import StartupError
 from lbkit.sticky import Stick, Sticky
 from lbkit.types import Clock, Receive, Scope, Send
 
@@ -45,7 +46,7 @@ __all__ = ["Balancer"]
 logger = logging.getLogger("lbkit.balancer")
 
 
-class Balancer:
+class Balancer(Operated[Carrier]):
     """Dispatches each request to one of several replicas of an app, ASGI or WSGI.
 
     `apps` is a sequence (the replicas are then web1, web2, ...) or a mapping from names to apps;
@@ -125,18 +126,6 @@ class Balancer:
         balancer._factory = factory
         return balancer
 
-    def drain(self, name: str) -> None:
-        """The replica keeps the clients that are bound to it, and gets no new ones."""
-        self._set_mode(name, Mode.DRAIN)
-
-    def maintain(self, name: str) -> None:
-        """The replica gets nothing. What is inside may finish."""
-        self._set_mode(name, Mode.MAINT)
-
-    def ready(self, name: str) -> None:
-        """The replica takes part again."""
-        self._set_mode(name, Mode.READY)
-
     async def rolling_restart(self, *, delay: float = 0.0, timeout: float = 30.0) -> tuple[Restarted, ...]:
         """Restart one replica after another, and lose no request.
 
@@ -163,26 +152,6 @@ class Balancer:
         member.replace(as_asgi(made(self._factory, name)) if self._factory is not None else member.own)
         if self._scope is not None:
             await member.lifespan.startup(self._scope)
-
-    def explain(self) -> dict[str, str]:
-        """For each replica that gets no new client now, the rule that skips it."""
-        if self._carrier is not None:
-            return self._carrier.backend.explain(self._carrier.now())
-        closed = (state for state in self.pool.states if not state.open)
-        return {each.replica.name: each.mode.value if each.up else "down" for each in closed}
-
-    def _set_mode(self, name: str, mode: Mode) -> None:
-        self.pool.set_mode(name, mode)
-        if self._carrier is not None:
-            self._carrier.backend.tell(name, now=self._carrier.now(), mode=mode)
-
-    def judge(self, name: str, *, up: bool, share: float = 1.0) -> None:
-        """What checks have found: whether the replica is up, and how much of its weight it gets."""
-        if self.replicas[name].state.up is not up:
-            logger.warning("replica %s is %s: so say the checks", name, "up" if up else "down")
-        self.pool.set_up(name, up=up)
-        if self._carrier is not None:
-            self._carrier.backend.tell(name, now=self._carrier.now(), up=up, share=share)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -220,39 +189,8 @@ class Balancer:
         return choose(self.pool, self.stick, ScopeKey(scope), self.wall())
 
     async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await receive()
         self._scope = scope
-        try:
-            await self._start_all(scope)
-        except StartupError as error:
-            logger.error("%s", error)
-            await send({"type": "lifespan.startup.failed", "message": str(error)})
-            return
-        watching = asyncio.create_task(self._watch.run()) if self._watch is not None else None
-        try:
-            await send({"type": "lifespan.startup.complete"})
-            await receive()
-        except BaseException:
-            for member in self.replicas.values():
-                member.lifespan.cancel()
-            raise
-        finally:
-            if watching is not None:
-                watching.cancel()
-        if failures := await self._stop_all():
-            await send({"type": "lifespan.shutdown.failed", "message": "; ".join(failures)})
-        else:
-            await send({"type": "lifespan.shutdown.complete"})
-
-    async def _start_all(self, scope: Scope) -> None:
-        """One after another, as a rolling start does. The ones before a failed one are stopped again."""
-        try:
-            for member in self.replicas.values():
-                await member.lifespan.startup(scope)
-        except BaseException:
-            await self._stop_all()
-            raise
-
-    async def _stop_all(self) -> list[str]:
-        results = [(name, await member.lifespan.shutdown()) for name, member in self.replicas.items()]
-        return [f"replica {name} failed to shut down: {reason}" for name, reason in results if reason]
+        lifespans = Lifespans(lambda: {name: each.lifespan for name, each in self.replicas.items()})
+        await lifespans.live(
+            scope, receive, send, beside=self._watch.run if self._watch is not None else None
+        )

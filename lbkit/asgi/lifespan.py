@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from lbkit.errors import StartupError
-from lbkit.types import ASGIApp, Message, Scope
+from lbkit.types import ASGIApp, Message, Receive, Scope, Send
 
-__all__ = ["Lifespan"]
+__all__ = ["Lifespan", "Lifespans"]
 
 logger = logging.getLogger("lbkit.balancer")
 
@@ -96,3 +97,58 @@ class Lifespan:
             return None
         error = task.exception()
         return f"{type(error).__name__}: {error}" if error else None
+
+
+class Lifespans:
+    """One lifespan towards the server, made of several: those that `current` gives, by name.
+
+    They are asked for each time, for a replica that was restarted has another one.
+    """
+
+    def __init__(self, current: Callable[[], Mapping[str, Lifespan]]) -> None:
+        self._current = current
+
+    async def live(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        beside: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    ) -> None:
+        """Answer the server's lifespan. `beside` runs between its startup and its shutdown."""
+        await receive()
+        try:
+            await self._start_all(scope)
+        except StartupError as error:
+            logger.error("%s", error)
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        running = asyncio.create_task(beside()) if beside is not None else None
+        try:
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        except BaseException:
+            for lifespan in self._current().values():
+                lifespan.cancel()
+            raise
+        finally:
+            if running is not None:
+                running.cancel()
+        if failures := await self._stop_all():
+            await send({"type": "lifespan.shutdown.failed", "message": "; ".join(failures)})
+        else:
+            await send({"type": "lifespan.shutdown.complete"})
+
+    async def _start_all(self, scope: Scope) -> None:
+        """One after another, as a rolling start does. The ones before a failed one are stopped again."""
+        try:
+            for lifespan in self._current().values():
+                await lifespan.startup(scope)
+        except BaseException:
+            await self._stop_all()
+            raise
+
+    async def _stop_all(self) -> list[str]:
+        results = [(name, await lifespan.shutdown()) for name, lifespan in self._current().items()]
+        return [f"replica {name} failed to shut down: {reason}" for name, reason in results if reason]

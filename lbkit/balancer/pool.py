@@ -58,10 +58,14 @@ class Pool:
         self._named(name).mode = mode
         self._sort()
 
-    def set_up(self, name: str, *, up: bool) -> None:
-        """What active checks say: who is down gets nothing."""
-        self._named(name).up = up
+    def set_up(self, name: str, *, up: bool) -> bool:
+        """What active checks say: who is down gets nothing. Whether that is news."""
+        state = self._named(name)
+        if state.up is up:
+            return False
+        state.up = up
         self._sort()
+        return True
 
     def _named(self, name: str) -> ReplicaState:
         for state in self.states:

@@ -178,6 +178,15 @@ class Routes:
         self._refuse_unreachable()
         self._compiled = [(route.checks(), route) for route in self.routes]
 
+    @classmethod
+    def over(cls, pools: Collection[str], routes: Iterable[Route | str]) -> Routes:
+        """Routes to exactly these pools: one that no route leads to is a mistake as well."""
+        made = cls(routes, pools=pools)
+        idle = [pool for pool in pools if pool not in {route.pool for route in made.routes}]
+        if idle:
+            raise ConfigError(f"need a route to each pool, got none to {', '.join(idle)}")
+        return made
+
     def match(self, request: Request) -> Route | None:
         """The first route that the request meets. None: it belongs to no pool, and its answer is 404."""
         for checks, route in self._compiled:

@@ -4,6 +4,7 @@ from lbkit.wsgi.balancer import Balancer
 from lbkit.wsgi.drain import DrainMiddleware
 from lbkit.wsgi.forwarded import ForwardedMiddleware
 from lbkit.wsgi.health import HealthMiddleware
+from lbkit.wsgi.routed import RoutedBalancer
 from lbkit.wsgi.sessions import SessionMiddleware, Sessions
 from lbkit.wsgi.sticky import StickyMiddleware
 
@@ -12,6 +13,7 @@ __all__ = [
     "DrainMiddleware",
     "ForwardedMiddleware",
     "HealthMiddleware",
+    "RoutedBalancer",
     "SessionMiddleware",
     "Sessions",
     "StickyMiddleware",

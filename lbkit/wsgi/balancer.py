@@ -19,13 +19,14 @@ from random import Random
 from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
-from lbkit.balancer import Dispatch, KeyedPolicy, Mode, Policy, Pool, Replica, ReplicaState, Tried
+from lbkit.balancer import Dispatch, KeyedPolicy, Policy, Pool, Replica, ReplicaState, Tried
 from lbkit.balancer.affinity import choose
 from lbkit.balancer.arrangement import Arrangement, arranged, rules_of
 from lbkit.balancer.check import CheckRules
 from lbkit.balancer.exchange import Fault, Model, fault_of
 from lbkit.balancer.hop import checked_header
 from lbkit.balancer.members import Member, address_of, made, make, named
+from lbkit.balancer.operated import Operated
 from lbkit.balancer.rolling import Restarted, rolling
 from lbkit.sticky import Stick, Sticky
 from lbkit.types import Clock, Environ, ExcInfo, StartResponse, WSGIApp
@@ -49,7 +50,7 @@ BAD_GATEWAY = b"502 Bad Gateway: the replica failed before it answered\n"
 UNAVAILABLE = b"503 Service Unavailable: no replica takes new clients\n"
 
 
-class Balancer:
+class Balancer(Operated[Carrier]):
     """Dispatches each request to one of several replicas of a WSGI app.
 
     `apps` is a sequence (the replicas are then web1, web2, ...) or a mapping from names to apps;
@@ -161,18 +162,6 @@ class Balancer:
     ) -> None:
         self.close()
 
-    def drain(self, name: str) -> None:
-        """The replica keeps the clients that are bound to it, and gets no new ones."""
-        self._set_mode(name, Mode.DRAIN)
-
-    def maintain(self, name: str) -> None:
-        """The replica gets nothing. What is inside may finish."""
-        self._set_mode(name, Mode.MAINT)
-
-    def ready(self, name: str) -> None:
-        """The replica takes part again."""
-        self._set_mode(name, Mode.READY)
-
     def rolling_restart(self, *, delay: float = 0.0, timeout: float = 30.0) -> tuple[Restarted, ...]:
         """Restart one replica after another, and lose no request.
 
@@ -199,26 +188,6 @@ class Balancer:
             member.own.start()
         elif self._factory is not None:
             member.replace(as_wsgi(made(self._factory, name)))
-
-    def explain(self) -> dict[str, str]:
-        """For each replica that gets no new client now, the rule that skips it."""
-        if self._carrier is not None:
-            return self._carrier.backend.explain(self._carrier.now())
-        closed = (state for state in self.pool.states if not state.open)
-        return {each.replica.name: each.mode.value if each.up else "down" for each in closed}
-
-    def _set_mode(self, name: str, mode: Mode) -> None:
-        self.pool.set_mode(name, mode)
-        if self._carrier is not None:
-            self._carrier.backend.tell(name, now=self._carrier.now(), mode=mode)
-
-    def judge(self, name: str, *, up: bool, share: float = 1.0) -> None:
-        """What checks have found: whether the replica is up, and how much of its weight it gets."""
-        if self.replicas[name].state.up is not up:
-            logger.warning("replica %s is %s: so say the checks", name, "up" if up else "down")
-        self.pool.set_up(name, up=up)
-        if self._carrier is not None:
-            self._carrier.backend.tell(name, now=self._carrier.now(), up=up, share=share)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         if self._carrier is not None:

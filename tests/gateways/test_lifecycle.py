@@ -84,7 +84,10 @@ class Live:
         return getattr(site, self.kind)
 
     def ask(self, balancer: Any, path: str = "/") -> httpx.Response:
-        request = httpx.Request("GET", f"http://shop.example{path}")
+        return self.send(balancer, "GET", f"http://shop.example{path}", {})
+
+    def send(self, balancer: Any, method: str, url: str, headers: dict[str, str]) -> httpx.Response:
+        request = httpx.Request(method, url, headers=headers)
         if self.loop is None:
             return send_wsgi(balancer, request)
         return send_asgi(self.loop, balancer, request)
