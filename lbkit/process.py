@@ -89,7 +89,7 @@ class Process:
         To be called in the main thread, when the server has set its handler or before there is one.
         """
         self._leavers.add(leaver)
-        if (self._chain is None or not self._chain.armed) and self._above() is None:
+        if (self._chain is None or not self._chain.armed) and not self._launched():
             self._chain = chain(self._on_term) or self._chain
             if self._chain is not None:
                 self._tell_hook()
@@ -97,7 +97,7 @@ class Process:
     def adapt(self, leaver: Leaver) -> None:
         """Take the signal in a worker of hypercorn or granian. See `lbkit.adapters`."""
         self._leavers.add(leaver)
-        if self._chain is None and self._above() is None:
+        if self._chain is None and not self._launched():
             self._chain = adapted(self._on_term)
 
     def start(self, leaver: Leaver) -> None:
@@ -231,15 +231,27 @@ class Process:
         if self._listeners is not None:
             self._listeners.close()
 
-    def _above(self) -> Path | None:
-        """The state file of a launcher or of gunicorn's master, which takes the signal for us."""
+    @property
+    def _asked(self) -> Path | None:
+        """The state file that the environment names, be it there or to be made."""
         path = self._environ.get(statefile.ENVIRONMENT)
         return Path(path) if path else None
 
-    def _attach(self) -> None:
-        above = self._above()
+    def _launched(self) -> bool:
+        """Whether a launcher or gunicorn's master takes the signal for us. One that is gone does not."""
         try:
-            self.file = self._own() if above is None else StateFile.open(above)
+            file = None if self._asked is None else StateFile.open(self._asked)
+        except StateFileError:
+            return False
+        if file is None:
+            return False
+        hook = file.hook
+        file.close()
+        return hook in (Hook.GUNICORN, Hook.LAUNCHER)
+
+    def _attach(self) -> None:
+        try:
+            self.file = StateFile.open(self._asked) if self._asked and self._launched() else self._own()
         except StateFileError as error:
             logger.warning("%s: `lbkit drain` cannot reach this process", error)
 
@@ -247,7 +259,7 @@ class Process:
         leaver = next(iter(self._leavers))
         hook = Hook.NONE if self._chain is None else Hook.PROCESS
         owner = supervisor()
-        path = statefile.folder() / str(owner)
+        path = self._asked or statefile.folder() / str(owner)
         try:
             return StateFile.create(path, hook=hook, timings=leaver.drain.timings, owner=owner)
         except StateFileError:

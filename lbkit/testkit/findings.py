@@ -87,6 +87,11 @@ class Finding:
     state: tuple[str, ...] = ()
     """Of a failed test: the state that was written while it was served."""
 
+    @property
+    def key(self) -> str:
+        """The same for the same thing, seen by two processes."""
+        return self.what.partition(" ")[0] if self.oracle is Oracle.STATE else self.what
+
 
 @dataclass(slots=True, kw_only=True)
 class Report:
@@ -110,6 +115,25 @@ class Report:
 
     def of(self, oracle: Oracle) -> list[Finding]:
         return [finding for finding in self.findings if finding.oracle is oracle]
+
+    def add(self, other: Report) -> None:
+        """Put the report of another process, which ran other tests, to this one."""
+        self.apps = {**other.apps, **self.apps}
+        self.private = sorted({*self.private, *other.private})
+        self.tests += other.tests
+        self.spread += other.spread
+        self.boot_seconds += other.boot_seconds
+        self.rows += other.rows
+        self.notes += [note for note in other.notes if note not in self.notes]
+        for finding in other.findings:
+            self._add(finding)
+
+    def _add(self, finding: Finding) -> None:
+        for number, known in enumerate(self.findings):
+            if known.oracle is finding.oracle and known.key == finding.key:
+                self.findings[number] = dataclasses.replace(known, times=known.times + finding.times)
+                return
+        self.findings.append(finding)
 
     def as_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), default=_plain, indent=1)

@@ -134,7 +134,8 @@ class AsgiInside:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await in_steps(self.space, self._call(scope, receive, send))
+        lasting = scope["type"] != "http"
+        await in_steps(self.space, self._call(scope, receive, send), lasting=lasting)
 
     def _call(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         # A coroutine function may be a plain function that returns an awaitable: it is called inside, too.

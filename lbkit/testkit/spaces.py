@@ -186,18 +186,18 @@ class Switch:
 
         def import_statement(
             name: str,
-            namespace: Any = None,
-            local: Any = None,
-            wanted: Any = (),
+            globals: Any = None,  # noqa: A002 - the builtin's own names, which callers use
+            locals: Any = None,  # noqa: A002
+            fromlist: Any = (),
             level: int = 0,
         ) -> ModuleType:
-            space = CURRENT.get() if namespace is None else self._whose(namespace)
+            space = CURRENT.get() if globals is None else self._whose(globals)
             if (None if space is None or space.own else space) is self.shown:
-                return statement(name, namespace, local, wanted, level)
-            if not self._concerned(space, name, namespace, level):
-                return statement(name, namespace, local, wanted, level)
+                return statement(name, globals, locals, fromlist, level)
+            if not self._concerned(space, name, globals, level):
+                return statement(name, globals, locals, fromlist, level)
             with self.showing(space):
-                return statement(name, namespace, local, wanted, level)
+                return statement(name, globals, locals, fromlist, level)
 
         def import_module(name: str, package: str | None = None) -> ModuleType:
             space = CURRENT.get()
@@ -206,7 +206,7 @@ class Switch:
             with self.showing(space):
                 return function(name, package)
 
-        builtins.__import__, importlib.import_module = import_statement, import_module  # type: ignore[assignment]
+        builtins.__import__, importlib.import_module = import_statement, import_module
 
         def undo() -> None:
             # Somebody who has hooked in after us keeps a hook that only passes on.
@@ -258,25 +258,25 @@ class Visit:
 
 
 @types.coroutine
-def in_steps(space: Space, awaitable: Awaitable[T]) -> Generator[Any, Any, T]:
-    """Await something, each of its steps inside the space; between them the loop and the test are outside."""
+def in_steps(space: Space, awaitable: Awaitable[T], *, lasting: bool = False) -> Generator[Any, Any, T]:
+    """Await something, each of its steps inside the space; between them the loop and the test are outside.
+
+    What is `lasting`, a lifespan or a websocket, does not keep its modules in `sys.modules` while it waits.
+    """
     steps = awaitable.__await__()
     value: Any = None
     error: BaseException | None = None
-    SWITCH.begin()
+    if not lasting:
+        SWITCH.begin()
     try:
         while True:
-            token = CURRENT.set(space)
-            SWITCH.show(space)
             try:
-                waits_for = steps.send(value) if error is None else steps.throw(error)
+                with Visit(space):
+                    waits_for = steps.send(value) if error is None else steps.throw(error)
                 error = None
             except StopIteration as stop:
                 result: T = stop.value
                 return result
-            finally:
-                SWITCH.show(space)
-                CURRENT.reset(token)
             try:
                 value = yield waits_for
             except GeneratorExit:
@@ -288,4 +288,5 @@ def in_steps(space: Space, awaitable: Awaitable[T]) -> Generator[Any, Any, T]:
             if (close := getattr(steps, "close", None)) is not None:
                 close()
         finally:
-            SWITCH.end(CURRENT.get())
+            if not lasting:
+                SWITCH.end(CURRENT.get())

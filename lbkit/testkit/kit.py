@@ -1,0 +1,263 @@
+"""One run of a suite over replicas: who serves the next request, and who watches.
+
+It knows no framework and no pytest: `frameworks` puts its doors under test clients, `run` tells it which test
+is running, and what it has found out is a `Report`.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from lbkit.errors import ConfigError, StartupError
+from lbkit.testkit.bringing import Touched
+from lbkit.testkit.findings import Report, Row
+from lbkit.testkit.first_party import FirstParty
+from lbkit.testkit.fleet import AsgiDoor, Fleet, WsgiDoor
+from lbkit.testkit.mirror import ABSENT, Mirror
+from lbkit.testkit.patches import Patches
+from lbkit.testkit.recipes import NoRecipe, Recipe, Recipes
+from lbkit.testkit.spaces import SWITCH, Space, current
+
+if TYPE_CHECKING:
+    from lbkit.testkit.oracles.difference import DifferentialGet
+
+__all__ = ["POLICIES", "Kit", "Served", "Settings", "Turn", "Watcher"]
+
+POLICIES = ("round_robin", "random", "sticky", "one")
+"""`one`: every request goes to one replica, the last; that is how a verdict tells copies from spreading."""
+
+MOST_ROWS = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What was asked for on the command line and in the configuration."""
+
+    replicas: int = 3
+    isolation: str = "auto"
+    policy: str = "round_robin"
+    seed: int = 0
+    app: str | None = None
+    private: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+    watch: bool = True
+    differ: bool = False
+    fresh: str = "session"
+    receive_timeout: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.replicas < 1:
+            raise ConfigError(f"need at least 1 replica, got --replicas {self.replicas}")
+        if self.policy not in POLICIES:
+            raise ConfigError(f"need a policy of {', '.join(POLICIES)}, got {self.policy!r}")
+
+
+@dataclass(slots=True)
+class Turn:
+    """One test: where its round robin starts, and which replicas it has reached."""
+
+    test: str = ""
+    next: int = 0
+    single: bool = False
+    policy: str = ""
+    allow: tuple[str, ...] = ()
+    reached: set[str] = field(default_factory=set)
+    rows: list[Row] = field(default_factory=list)
+    chance: random.Random = field(default_factory=random.Random)
+
+
+@dataclass(slots=True)
+class Served:
+    """One request, while it is served and after."""
+
+    space: Space
+    app: Any
+    method: str
+    path: str
+    turn: Turn
+    began_at: float
+    status: int | None = None
+    headers: Iterable[Any] = ()
+    replay: Callable[[int], Any] | None = None
+    """Ask replica number N the same once more; None for what cannot be asked again."""
+
+    @property
+    def request(self) -> str:
+        return f"{self.space.name} {self.method} {self.path}"
+
+    def __str__(self) -> str:
+        return f"{self.request} {'-' if self.status is None else self.status}"
+
+
+class Watcher:
+    """An oracle that looks at each request. The verbs do nothing here."""
+
+    def before(self, served: Served, /) -> None: ...
+
+    def during(self, served: Served, /) -> None: ...
+
+    def after(self, served: Served, /) -> None: ...
+
+    def booted(self, fleet: Fleet, space: Space, app: Any, /) -> None: ...
+
+    def over(self, turn: Turn, /) -> None: ...
+
+    def report(self, report: Report, /) -> None: ...
+
+
+class Kit:
+    """The replicas of every app that a suite asks, for one run."""
+
+    def __init__(self, settings: Settings, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.began_at = clock()
+        self.first_party = FirstParty(settings.private)
+        self.spaces = [
+            Space(f"web{number + 1}", self.first_party, own=number == 0)
+            for number in range(settings.replicas)
+        ]
+        self.recipes = Recipes(self.first_party)
+        self.mirror = Mirror(self.first_party, self.spaces)
+        self.mirror.finders.append(self._twin_of_app)
+        self.touched = Touched()
+        self.patches = Patches()
+        self.watchers: list[Watcher] = []
+        self.turn = Turn()
+        self.report = Report(replicas=settings.replicas, isolation=settings.isolation, policy=settings.policy)
+        self.differ: DifferentialGet | None = None
+        """Compares the replicas' answers, when that is asked for."""
+
+        self._fleets: dict[int, Fleet | None] = {}
+        self._bound: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+
+    def close(self) -> None:
+        """Take everything out again."""
+        self.patches.remove()
+        self.mirror.remove()
+        SWITCH.remove()
+
+    def begin_test(
+        self, test: str, *, single: bool = False, policy: str = "", allow: tuple[str, ...] = ()
+    ) -> None:
+        """The round robin's start comes from the test's name: the same in each run, in any order."""
+        number = zlib.crc32(test.encode()) + self.settings.seed
+        self.turn = Turn(
+            test=test,
+            next=number % len(self.spaces),
+            single=single,
+            policy=policy or self.settings.policy,
+            allow=allow,
+            chance=random.Random(number),  # noqa: S311 - it picks replicas, not secrets
+        )
+        self.mirror.watch()
+
+    def end_test(self) -> None:
+        turn, self.turn = self.turn, Turn(policy=self.settings.policy)
+        for watcher in self.watchers:
+            watcher.over(turn)
+        self.report.tests += 1
+        self.report.spread += len(turn.reached) > 1
+        self.report.rows += turn.rows[: max(0, MOST_ROWS - len(self.report.rows))]
+
+    def door(self, app: Any, client: object, *, wsgi: bool) -> Any:
+        """What a client calls in place of an app."""
+        if current() is not None or isinstance(app, (AsgiDoor, WsgiDoor)):
+            return app  # a replica that asks an app itself, or one that is dispatched already
+        return WsgiDoor(self, app, client) if wsgi else AsgiDoor(self, app, client)
+
+    def fleet(self, app: Any) -> Fleet | None:
+        """The replicas of an app; None for one that has no recipe, or that a replica asks itself."""
+        if current() is not None:
+            return None
+        try:
+            return self._fleets[id(app)]
+        except KeyError:
+            fleet = self._fleets[id(app)] = self._new(app)
+            return fleet
+
+    def pick(self, client: object) -> int:
+        """The number of the replica that serves the next request."""
+        turn, count = self.turn, len(self.spaces)
+        if turn.single or count == 1:
+            return 0
+        if turn.policy == "one":
+            return count - 1
+        if turn.policy == "random":
+            return turn.chance.randrange(count)
+        if turn.policy == "sticky" and client in self._bound:
+            return self._bound[client]
+        index, turn.next = turn.next, (turn.next + 1) % count
+        if turn.policy == "sticky":
+            self._bound[client] = index
+        return index
+
+    def begin(self, space: Space, app: Any, method: str, path: str) -> Served:
+        served = Served(space, app, method, path, self.turn, self.clock())
+        served.turn.reached.add(space.name)
+        for watcher in self.watchers:
+            watcher.before(served)
+        return served
+
+    def look(self, served: Served) -> None:
+        for watcher in self.watchers:
+            watcher.during(served)
+
+    def end(self, served: Served) -> None:
+        now = self.clock()
+        row = Row(
+            served.turn.test,
+            served.space.name,
+            served.method,
+            served.path,
+            served.status,
+            round(served.began_at - self.began_at, 6),
+            round(now - served.began_at, 6),
+        )
+        served.turn.rows.append(row)
+        for watcher in self.watchers:
+            watcher.after(served)
+
+    def booted(self, fleet: Fleet, space: Space, app: Any) -> None:
+        for watcher in self.watchers:
+            watcher.booted(fleet, space, app)
+
+    def allows(self, name: str, turn: Turn | None = None) -> bool:
+        """Whether somebody has said that this state may differ between replicas."""
+        patterns = self.settings.allow + (turn.allow if turn is not None else ())
+        return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+    def _new(self, app: Any) -> Fleet | None:
+        self.mirror.refresh()
+        self.mirror.watch()
+        name = type(app).__name__
+        try:
+            recipe = self.recipes.find(app)
+            return self._checked(Fleet(self, app, recipe, forget=self._forget(id(app))), recipe)
+        except (NoRecipe, StartupError) as error:
+            self.report.apps.setdefault(name, f"none: {error}")
+            return None
+
+    def _checked(self, fleet: Fleet, recipe: Recipe) -> Fleet:
+        """A recipe that is new makes all of its replicas, so that we learn early what goes wrong."""
+        if str(recipe) not in self.report.apps:
+            for index in range(len(self.spaces)):
+                fleet.app(index)
+            self.report.apps[str(recipe)] = "module"
+        return fleet
+
+    def _forget(self, number: int) -> Callable[[Any], object]:
+        return lambda _: self._fleets.pop(number, None)
+
+    def _twin_of_app(self, own: Any, space: Space) -> Any:
+        for fleet in list(self._fleets.values()):
+            if fleet is not None and (twin := fleet.twin(own, space)) is not ABSENT:
+                return twin
+        return ABSENT

@@ -1,0 +1,94 @@
+"""Disk watch: a file that one replica wrote and another one read. On two machines it is not there.
+
+Told by Python's audit events, so that any `open` counts, whoever calls it. An audit hook cannot be taken out
+again; this one is put in once for a process, and does nothing when nobody watches.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from lbkit.testkit.findings import Finding, Oracle, Report
+from lbkit.testkit.kit import Kit, Served, Turn, Watcher
+from lbkit.testkit.spaces import current
+
+__all__ = ["DiskWatch"]
+
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND
+REMEDY = "storage that all replicas share (an object store, a database, a shared volume)"
+IGNORED = (".pyc", ".pyo", ".log")
+
+watching: list[DiskWatch] = []
+
+
+def hook(event: str, args: tuple[Any, ...]) -> None:
+    if event == "open" and watching and isinstance(args[0], (str, bytes)):
+        space = current()
+        if space is not None:
+            watching[0].opened(space.name, os.fsdecode(args[0]), args[2])
+
+
+class DiskWatch(Watcher):
+    """Remembers who wrote which file, for the time of a test."""
+
+    hooked = False
+
+    def __init__(self, kit: Kit) -> None:
+        self.kit = kit
+        self.found: dict[str, Finding] = {}
+        self._written: dict[str, tuple[str, str]] = {}
+        self._serving: Served | None = None
+
+    def start(self) -> None:
+        watching[:] = [self]
+        if not DiskWatch.hooked:
+            sys.addaudithook(hook)
+            DiskWatch.hooked = True
+
+    def stop(self) -> None:
+        watching.clear()
+
+    def before(self, served: Served) -> None:
+        self._serving = served
+
+    def after(self, _: Served) -> None:
+        self._serving = None
+
+    def over(self, _turn: Turn) -> None:
+        self._written.clear()
+
+    def opened(self, replica: str, path: str, flags: Any) -> None:
+        served = self._serving
+        if served is None or path.endswith(IGNORED) or path.startswith(("/dev/", "/proc/")):
+            return
+        path = os.path.abspath(path)
+        if isinstance(flags, int) and flags & WRITES:
+            self._written[path] = (replica, served.request)
+        elif path in self._written and self._written[path][0] != replica:
+            self._read(replica, path, served)
+
+    def report(self, report: Report) -> None:
+        report.findings += self.found.values()
+
+    def _read(self, replica: str, path: str, served: Served) -> None:
+        writer, request = self._written[path]
+        folder, name = os.path.split(path)
+        if self.kit.allows(name, served.turn):
+            return
+        self.found.setdefault(
+            folder,
+            Finding(
+                oracle=Oracle.DISK,
+                what=f"{replica} read {short(path)}, which {writer} wrote",
+                requests=(request, served.request),
+                tests=(served.turn.test,),
+                remedy=REMEDY,
+            ),
+        )
+
+
+def short(path: str) -> str:
+    relative = os.path.relpath(path)
+    return os.path.join(*path.split(os.sep)[-2:]) if relative.startswith("..") else relative

@@ -1,0 +1,203 @@
+"""A pytest run over replicas: reads the options, tells the kit which test runs, and shows what it found."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lbkit.errors import ConfigError
+from lbkit.testkit.findings import Finding, Oracle, Report, Verdict
+from lbkit.testkit.following import follow_mock, follow_monkeypatch, follow_reload
+from lbkit.testkit.frameworks import put_under
+from lbkit.testkit.kit import Kit, Settings
+from lbkit.testkit.oracles.boot import REMEDY as SECRET_REMEDY
+from lbkit.testkit.oracles.boot import BootDiff, is_secret
+from lbkit.testkit.oracles.difference import DifferentialGet
+from lbkit.testkit.oracles.disk import DiskWatch
+from lbkit.testkit.oracles.state import StateWatch
+from lbkit.testkit.oracles.state import remedy as state_remedy
+from lbkit.testkit.terminal import headline, lines
+from lbkit.testkit.verdicts import Rerun, kept, program, verdict
+
+__all__ = ["Controller", "Run", "start"]
+
+WORKER_KEY = "lbkit_report"
+REMEDY = "keep that state where all replicas see it, or keep clients where they are (sticky)"
+LAST = 6
+
+
+def start(config: pytest.Config) -> None:
+    """Begin a run over replicas: in this process, or in the workers of xdist."""
+    try:
+        settings = settings_of(config)
+        plugin = Controller(config, settings) if is_controller(config) else Run(config, settings)
+    except ConfigError as error:
+        raise pytest.UsageError(str(error)) from error
+    config.pluginmanager.register(plugin, "lbkit-run")
+
+
+def settings_of(config: pytest.Config) -> Settings:
+    private = [name for names in config.getoption("replica_private") for name in names.split(",") if name]
+    return Settings(
+        replicas=config.getoption("replicas"),
+        isolation=config.getoption("replica_isolation"),
+        policy=config.getoption("replica_policy"),
+        seed=config.getoption("replica_seed"),
+        app=config.getoption("replica_app"),
+        private=tuple(private or config.getini("replicas_private")),
+        allow=tuple(config.getini("replicas_allow")),
+        watch=config.getoption("replica_watch"),
+        differ=config.getoption("replica_diff"),
+        fresh=config.getoption("replica_fresh"),
+        receive_timeout=float(config.getini("replicas_receive_timeout")),
+    )
+
+
+def is_controller(config: pytest.Config) -> bool:
+    """Whether xdist runs the tests in other processes than this one."""
+    return config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput")
+
+
+class Reporter:
+    """Finishes a report, and shows it."""
+
+    def __init__(self, config: pytest.Config, settings: Settings) -> None:
+        self.config = config
+        self.settings = settings
+        self.report = Report(
+            replicas=settings.replicas, isolation=settings.isolation, policy=settings.policy, private=[]
+        )
+
+    def pytest_report_header(self) -> str:
+        policy = self.settings.policy.replace("_", " ")
+        return f"replicas: {self.settings.replicas}, {self.settings.isolation} isolation, {policy}"
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        if self.config.getoption("replica_classify") == "yes":
+            self.classify()
+        terminalreporter.section(headline(self.report))
+        for line in lines(self.report):
+            terminalreporter.write_line(line)
+        if file := self.config.getoption("replica_report"):
+            Path(file).write_text(self.report.as_json() + "\n", "utf-8")
+
+    def classify(self) -> None:
+        """Run what failed again, in fresh processes."""
+        failed = [each.what for each in self.report.of(Oracle.ASSERTION)]
+        if not failed:
+            return
+        here = {test: self._from_here(test) for test in failed}
+        outcomes = self._rerun().outcomes(list(here.values()))
+        self.report.findings = [
+            replace(each, verdict=verdict(each.what, outcomes)) if each.oracle is Oracle.ASSERTION else each
+            for each in self.report.findings
+        ]
+
+    def _rerun(self) -> Rerun:
+        params = self.config.invocation_params
+        options = list(kept(params.args, self.config.option.file_or_dir))
+        if self.config.pluginmanager.hasplugin("xdist"):
+            options.append("-n0")
+        if self.config.pluginmanager.hasplugin("_cov"):
+            options.append("--no-cov")
+        if self.config.pluginmanager.hasplugin("randomly"):
+            options += ["-p", "no:randomly"]
+        return Rerun(
+            program=program(),
+            options=tuple(options),
+            folder=Path(params.dir),
+            replicas=self.settings.replicas,
+        )
+
+    def _from_here(self, test: str) -> str:
+        """A test's id, which is told from the root, for the folder in which pytest was started."""
+        path, colons, rest = test.partition("::")
+        return os.path.relpath(self.config.rootpath / path, self.config.invocation_params.dir) + colons + rest
+
+
+class Run(Reporter):
+    """The hooks of the process that runs the tests."""
+
+    def __init__(self, config: pytest.Config, settings: Settings) -> None:
+        super().__init__(config, settings)
+        self.kit = Kit(settings)
+        self.report = self.kit.report
+        self.state = StateWatch(self.kit) if settings.watch else None
+        self.disk = DiskWatch(self.kit)
+        self.kit.watchers += [BootDiff(self.kit), self.disk, *([self.state] if self.state else [])]
+        if settings.differ:
+            self.kit.differ = DifferentialGet(self.kit)
+            self.kit.watchers.append(self.kit.differ)
+        self.failed: dict[str, Finding] = {}
+        put_under(self.kit)
+        follow_reload(self.kit.patches, self.kit.mirror)
+        follow_monkeypatch(self.kit.patches, self.kit.mirror)
+        follow_mock(self.kit.patches, self.kit.mirror)
+        self.disk.start()
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[Any]:
+        self.kit.begin_test(item.nodeid, **asked(item))
+        try:
+            return (yield)
+        finally:
+            self.kit.end_test()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed and report.nodeid not in self.failed:
+            rows = self.kit.turn.rows[-LAST:]
+            self.failed[report.nodeid] = Finding(
+                oracle=Oracle.ASSERTION,
+                what=report.nodeid,
+                requests=tuple(map(str, rows)),
+                tests=(report.nodeid,),
+                state=tuple(self.state.written_in(report.nodeid)) if self.state else (),
+                remedy=REMEDY,
+                verdict=Verdict.UNCONFIRMED,
+            )
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self) -> None:
+        self.report.private = self.kit.first_party.packages()
+        for watcher in self.kit.watchers:
+            watcher.report(self.report)
+        secret = any(map(is_about_secrets, self.report.of(Oracle.BOOT)))
+        for each in self.failed.values():
+            advice = state_remedy(each.state[0].partition(" ")[0]) if each.state else REMEDY
+            self.report.findings.append(
+                replace(each, remedy=SECRET_REMEDY if secret and not each.state else advice)
+            )
+        if hasattr(self.config, "workeroutput"):
+            self.config.workeroutput[WORKER_KEY] = self.report.as_json()
+
+    def pytest_unconfigure(self) -> None:
+        self.disk.stop()
+        self.kit.close()
+
+
+class Controller(Reporter):
+    """The hooks of the process that lets xdist's workers run the tests: it puts their reports together."""
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        text = getattr(node, "workeroutput", {}).get(WORKER_KEY)
+        if text is not None:
+            self.report.add(Report.from_json(text))
+
+
+def is_about_secrets(finding: Finding) -> bool:
+    return is_secret(finding.what.partition(" ")[0])
+
+
+def asked(item: pytest.Item) -> dict[str, Any]:
+    """What a test's markers ask for."""
+    allow = [pattern for marker in item.iter_markers("stateful_ok") for pattern in marker.args]
+    replicas = item.get_closest_marker("replicas")
+    policy = replicas.kwargs.get("policy", "") if replicas else ""
+    single = item.get_closest_marker("single_replica") is not None
+    return {"single": single, "policy": policy, "allow": tuple(allow)}

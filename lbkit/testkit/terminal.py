@@ -1,0 +1,82 @@
+"""The report as a person reads it at the end of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lbkit.testkit.findings import Finding, Oracle, Report
+
+__all__ = ["headline", "lines"]
+
+TITLES = {
+    Oracle.STATE: "memory that a request changed, and that other replicas do not see:",
+    Oracle.BOOT: "replicas that were started alike and are not:",
+    Oracle.DIFFERENCE: "pages that depend on which replica answers:",
+    Oracle.DISK: "files that one replica wrote and another one read:",
+}
+MANY = 12
+
+
+def headline(report: Report) -> str:
+    """One line: how many tests depend on which replica answers."""
+    real = [finding for finding in report.of(Oracle.ASSERTION) if finding.verdict and finding.verdict.real]
+    if real:
+        return f"{len(real)} of {report.tests} tests depend on which replica answers"
+    others = sum(len(report.of(oracle)) for oracle in TITLES)
+    if others:
+        return f"no test depends on which replica answers, but {others} {plural('thing', others)} would"
+    return f"nothing that {report.tests} tests touch depends on which replica answers"
+
+
+def lines(report: Report) -> Iterator[str]:
+    yield from about(report)
+    failed = report.of(Oracle.ASSERTION)
+    for finding in failed:
+        yield from of_test(finding)
+    for oracle, title in TITLES.items():
+        if findings := report.of(oracle):
+            yield title
+            for finding in findings:
+                yield from of_thing(finding)
+    yield from coverage(report)
+    yield from report.notes
+
+
+def about(report: Report) -> Iterator[str]:
+    private = ", ".join(report.private) or "no package"
+    apps = ", ".join(name for name, how in report.apps.items() if not how.startswith("none"))
+    yield (
+        f"{report.replicas} x {apps or 'no app'}, {report.policy.replace('_', ' ')}; "
+        f"each with its own {private}; booted in {report.boot_seconds * 1000:.0f} ms"
+    )
+
+
+def of_test(finding: Finding) -> Iterator[str]:
+    yield finding.what
+    yield f"    {' → '.join(finding.requests)}"
+    if finding.verdict is not None:
+        yield f"    {finding.verdict.value}"
+    for state in finding.state:
+        yield f"    state: {state}"
+    if finding.verdict is not None and finding.verdict.real:
+        yield f"    fix: {finding.remedy}"
+
+
+def of_thing(finding: Finding) -> Iterator[str]:
+    times = f", {finding.times} times" if finding.times > 1 and finding.oracle is Oracle.STATE else ""
+    place = f"  {finding.where}" if finding.where else ""
+    yield f"    {finding.what}{times}{place}"
+    if finding.requests:
+        yield f"        {' → '.join(finding.requests)}"
+    yield f"        fix: {finding.remedy}"
+
+
+def coverage(report: Report) -> Iterator[str]:
+    yield f"{report.spread} of {report.tests} tests reached two replicas or more"
+    for name, how in list(report.apps.items())[:MANY]:
+        if how != "module":
+            yield f"    {name}: {how}"
+
+
+def plural(word: str, count: int) -> str:
+    return word if count == 1 else f"{word}s"

@@ -1,0 +1,2 @@
+def secret_key(app):
+    return app.config["SECRET_KEY"]

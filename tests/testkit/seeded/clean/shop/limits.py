@@ -1,0 +1,7 @@
+from shop import database
+
+MOST = 30
+
+
+def exceeded(client):
+    return database.count("hit", client) > MOST
