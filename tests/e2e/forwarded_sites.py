@@ -7,7 +7,8 @@ from flask import request as asked
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
 import lbkit_flask
 import lbkit_starlette
@@ -30,5 +31,12 @@ async def who_asks(request: Request) -> Response:
     return JSONResponse([request.client.host, request.url.scheme, request.url.netloc])
 
 
-starlette_app = Starlette(routes=[Route("/who", who_asks)])
+async def who_talks(socket: WebSocket) -> None:
+    await socket.accept()
+    assert socket.client is not None
+    await socket.send_json([socket.client.host, socket.url.scheme])
+    await socket.close()
+
+
+starlette_app = Starlette(routes=[Route("/who", who_asks), WebSocketRoute("/ws", who_talks)])
 lbkit_starlette.LBKit(starlette_app, sticky=STICKY, replica_id="web1", trusted=TRUSTED)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import httpx
 import pytest
+from websockets.sync.client import connect
 
 from tests.e2e.servers import ASGI, WSGI, answers, serving, until
 from tests.e2e.serving import started
@@ -38,6 +40,20 @@ def test_the_client_is_known_and_bound_under_every_server(server: str) -> None:
         if server not in ALIASING:
             alias = client.get("/who", headers={"x_forwarded_for": "6.6.6.6"})
             assert alias.json()[0] == "127.0.0.1"
+
+
+@pytest.mark.parametrize("server", ["uvicorn", "hypercorn"])  # granian sends no header of a websocket's app
+def test_a_websocket_knows_its_client_and_binds_it_with_the_handshake(server: str) -> None:
+    with serving(server, "tests.e2e.forwarded_sites:starlette_app", *MORE.get(server, [])) as (_, client):
+        url = f"ws://{client.base_url.netloc.decode()}/ws"
+        with connect(url, additional_headers=NAMED) as first:
+            assert json.loads(first.recv()) == [CLIENT, "wss"]
+            assert first.response is not None
+            cookie = first.response.headers["set-cookie"]
+        assert cookie.startswith("lb=web1.")
+        with connect(url, additional_headers={"cookie": cookie.partition(";")[0]}) as second:
+            assert second.response is not None
+            assert "set-cookie" not in second.response.headers
 
 
 def test_a_server_that_does_the_work_first_is_named_in_the_log() -> None:
