@@ -88,7 +88,7 @@ class Contents:
             pending.pop(field, None)
         self._values.pop(key, None)
         self._handed.discard(key)
-        if field in self.raw:
+        if self.raw:  # of a session that is stored; also what we have not seen there may be there now
             self._dels.add(field)
 
     def clear(self) -> None:
@@ -181,7 +181,6 @@ class Contents:
         self.raw = dict(raw)
         if self._emptied:
             self._delete_all()
-        self._dels &= self.raw.keys()
         for key in [key for key in self._values if field_of(key) not in self._sets]:
             del self._values[key]
             self._handed.discard(key)

@@ -204,7 +204,7 @@ class SessionFlows:
 
     def _part(self, session: Session, contents: Contents) -> Flow[None]:
         """This id is over: because the session is, or because it may do something else from now on."""
-        if next(iter(contents), None) is None:
+        if next(iter(contents), None) is None and (session.cleared or not session.rotating):
             yield from self._end(session, contents)
             return
         self._refuse_late(session)
@@ -296,13 +296,14 @@ class SessionFlows:
     def _end(self, session: Session, contents: Contents) -> Flow[None]:
         """Log out. Not by a delete: if it was renewed meanwhile, the session is somewhere else."""
         before = contents.raw
-        yield from self._apply(session, Delta(drop=True))
+        done = yield from self._apply(session, Delta(drop=True))
         self._line.count("ended")
         yield from self.roster.strike(before, session.key or "")
         session.begin(None, Contents({}))
         session.contents, session.sid = session.loaded, None
         session.settle()
-        if not session.departed:
+        # Of one that had ended before, the browser may have the successor's cookie by now.
+        if done.result is Result.OK and not session.departed:
             session.cookie_due = self.cookie.unset_cookie()
 
     def _refuse_late(self, session: Session) -> None:
