@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import Any, cast
 
 from lbkit.departure import Departure
 from lbkit.drain import rejects, spread
@@ -61,7 +62,9 @@ class DrainMiddleware:
             raise
         exchange.body = body
         # A server may send Content-Length for a body of one piece: it must still see that it is one.
-        return SizedBody(exchange, body) if isinstance(body, (list, tuple)) else exchange
+        if isinstance(body, (list, tuple)):
+            return SizedBody(exchange, body)
+        return _file(body, exchange) if _is_file(body, environ) else exchange
 
     def _rejects(self, environ: Environ) -> bool:
         marked = environ.get("HTTP_X_LB_RETRY_503") == "1"
@@ -149,3 +152,22 @@ class SizedBody:
 
     def close(self) -> None:
         self._exchange.close()
+
+
+def _is_file(body: Iterable[bytes], environ: Environ) -> bool:
+    wrapper = environ.get("wsgi.file_wrapper")
+    return isinstance(wrapper, type) and isinstance(body, wrapper)
+
+
+def _file(body: Any, exchange: Exchange) -> Iterable[bytes]:
+    """A server sends its own file wrapper by sendfile, so it must get that very object back, and close it."""
+    close = getattr(body, "close", None)
+
+    def counted() -> None:
+        exchange.body = ()  # what is closed below is not closed twice
+        exchange.close()
+        if close is not None:
+            close()
+
+    body.close = counted
+    return cast("Iterable[bytes]", body)

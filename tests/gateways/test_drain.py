@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from wsgiref.util import FileWrapper
 
 import pytest
 
@@ -171,6 +172,24 @@ def test_a_server_still_sees_that_a_wsgi_body_is_one_piece(departure: Departure)
     assert len(answer.body) == 1
     assert answer.read() == b"hello"
     assert departure.drain.in_flight == 0
+
+
+def test_a_server_gets_its_own_file_wrapper_back_and_its_close_counts_out(
+    departure: Departure, tmp_path: Path
+) -> None:
+    (tmp_path / "picture").write_bytes(b"x" * 20_000)
+    made: list[FileWrapper] = []
+
+    def app(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        start_response("200 OK", [])
+        made.append(environ["wsgi.file_wrapper"]((tmp_path / "picture").open("rb")))
+        return made[0]
+
+    answer = Answer(wsgi.DrainMiddleware(app, departure), **{"wsgi.file_wrapper": FileWrapper})
+    assert answer.body is made[0]
+    assert (len(answer.read()), departure.drain.in_flight) == (20_000, 1)
+    answer.body.close()
+    assert (made[0].filelike.closed, departure.drain.in_flight) == (True, 0)
 
 
 def test_an_event_stream_gets_a_last_event_and_a_clean_end(departure: Departure, clock: FakeClock) -> None:
