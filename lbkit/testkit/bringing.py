@@ -89,7 +89,7 @@ class Brought:
     """How far one replica's app is in step."""
 
     count: int = -1
-    overrides: dict[Any, Any] = field(default_factory=dict)
+    overrides: dict[Any, Any] | None = field(default_factory=dict)
     routes: list[Any] = field(default_factory=list)
 
 
@@ -98,9 +98,9 @@ def bring(own: Any, twin: Any, brought: Brought, translate: Translate, touched: 
     if brought.count != touched.count:
         _repeat(own, twin, brought.count, translate, touched)
         brought.count = touched.count
-    overrides = getattr(own, "dependency_overrides", None)
-    if overrides is not None and overrides != brought.overrides:
-        brought.overrides = dict(overrides)
+    overrides = getattr(own, "dependency_overrides", ABSENT)
+    if overrides is not ABSENT and overrides != brought.overrides:
+        brought.overrides = overrides and dict(overrides)
         _override(twin, overrides, translate)
     if (router := getattr(own, "router", None)) is not None and hasattr(twin, "router"):
         _share_routes(router, twin.router, brought)
@@ -117,9 +117,12 @@ def _repeat(own: Any, twin: Any, count: int, translate: Translate, touched: Touc
             deed.repeat(other, translate)
 
 
-def _override(twin: Any, overrides: dict[Any, Any], translate: Translate) -> None:
-    twin.dependency_overrides.clear()
-    twin.dependency_overrides.update({translate(key): translate(value) for key, value in overrides.items()})
+def _override(twin: Any, overrides: dict[Any, Any] | None, translate: Translate) -> None:
+    if overrides is None:  # a test has set it to None, to be rid of them all
+        twin.dependency_overrides = None
+    else:
+        # A new dict: FastAPI asks its app for it each time.
+        twin.dependency_overrides = {translate(key): translate(each) for key, each in overrides.items()}
 
 
 def _share_routes(own: Any, twin: Any, brought: Brought) -> None:

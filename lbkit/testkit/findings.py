@@ -35,6 +35,7 @@ class Verdict(Enum):
 
     CLIENT = "passes with one replica and sticky: state per client, in one process"
     GLOBAL = "passes with one replica, fails sticky: state of all clients, in one process"
+    INSIDE = "looks into the memory of one process, which a request to another one has changed"
     ALONE = "fails without replicas, too"
     HARNESS = "undecided: fails with one isolated replica (it looks into the process, or minds the copies)"
     PASSING = "undecided: passes over replicas in a fresh process (state that an earlier test left)"
@@ -43,7 +44,7 @@ class Verdict(Enum):
     @property
     def real(self) -> bool:
         """Whether this counts against the app."""
-        return self in (Verdict.CLIENT, Verdict.GLOBAL, Verdict.UNCONFIRMED)
+        return self in (Verdict.CLIENT, Verdict.GLOBAL, Verdict.INSIDE, Verdict.UNCONFIRMED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,14 +13,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from types import ModuleType
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from lbkit.cli.target import Target, find, parse
 from lbkit.errors import ConfigError, StartupError
 from lbkit.interface import Interface, interface_of
 from lbkit.testkit.first_party import FirstParty
 from lbkit.testkit.spaces import SWITCH, Space, Visit, in_steps
 from lbkit.types import ASGIApp, Environ, Receive, Scope, Send, StartResponse, WSGIApp
+
+if TYPE_CHECKING:
+    from lbkit.cli.target import Target
 
 __all__ = ["ISOLATIONS", "AsgiInside", "IsolatedReplica", "ModuleReplica", "WsgiInside", "inside", "replicas"]
 
@@ -64,6 +66,9 @@ def replicas(
         raise ConfigError(f"need at least 1 replica, got {n}")
     if isolation not in ISOLATIONS:
         raise ConfigError(f"need an isolation of {', '.join(ISOLATIONS)}, got {isolation!r}")
+    # Imported where it is used: it comes with the command line, which a test run may be without.
+    from lbkit.cli.target import parse
+
     place = parse(target)
     if str(place.root) not in sys.path:
         sys.path.insert(0, str(place.root))
@@ -97,6 +102,8 @@ class ModuleReplica:
 
 def made(space: Space, target: Target) -> ASGIApp | WSGIApp:
     """The app of a target, imported and made inside the space."""
+    from lbkit.cli.target import find
+
     with Visit(space):
         try:
             return find(target).make()

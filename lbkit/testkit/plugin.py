@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 __all__ = ["pytest_addoption", "pytest_configure"]
 
+pytest_plugins = ("lbkit.testkit.fixtures",)
+
 MARKERS = (
     "single_replica(reason): this test is asked of one replica only",
     "stateful_ok(pattern, ...): state of this name may differ between replicas, such as shop.cache.*",
-    "replicas(policy=...): how this test's requests are spread: round_robin, random or sticky",
 )
 
 
@@ -67,7 +68,9 @@ def pytest_addoption(parser: Parser) -> None:
         choices=("yes", "no"),
         help="run failed tests again in fresh processes, to tell whose fault it is (default: yes)",
     )
-    group.addoption("--replica-report", metavar="FILE", help="write the report as JSON")
+    group.addoption(
+        "--replica-report", metavar="FILE", help="write the report: a page if it is FILE.html, or JSON"
+    )
     parser.addini("replicas_private", "packages of which each replica gets a copy", type="args", default=[])
     parser.addini("replicas_allow", "state that may differ, such as shop.cache.*", type="args", default=[])
     parser.addini("replicas_receive_timeout", "seconds that a websocket's receive waits", default="2")

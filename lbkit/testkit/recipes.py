@@ -25,7 +25,7 @@ from weakref import WeakKeyDictionary
 
 from lbkit.errors import LbkitError, StartupError
 from lbkit.testkit.first_party import FirstParty
-from lbkit.testkit.spaces import SWITCH, Space, Visit, current
+from lbkit.testkit.spaces import SWITCH, Space, Visit, current, quiet
 
 __all__ = ["NoRecipe", "Recipe", "Recipes", "by_the_test", "is_outside"]
 
@@ -63,7 +63,7 @@ class Recipe:
                 return found
             args = [translate(each) for each in self.args]
             kwargs = {name: translate(each) for name, each in self.kwargs.items()}
-            with Visit(space):
+            with Visit(space), quiet():
                 return found(*args, **kwargs)
         except Exception as error:
             raise StartupError(space.name, f"{self} raised {type(error).__name__}: {error}") from error

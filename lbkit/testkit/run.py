@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lbkit.errors import ConfigError
+from lbkit.testkit.annotations import github_lines, junit_properties
 from lbkit.testkit.findings import Finding, Oracle, Report, Verdict
 from lbkit.testkit.following import follow_mock, follow_monkeypatch, follow_reload
 from lbkit.testkit.frameworks import put_under
@@ -21,6 +22,7 @@ from lbkit.testkit.oracles.difference import DifferentialGet
 from lbkit.testkit.oracles.disk import DiskWatch
 from lbkit.testkit.oracles.state import StateWatch
 from lbkit.testkit.oracles.state import remedy as state_remedy
+from lbkit.testkit.page import render
 from lbkit.testkit.terminal import headline, lines
 from lbkit.testkit.verdicts import Rerun, kept, program, verdict
 
@@ -83,8 +85,15 @@ class Reporter:
         terminalreporter.section(headline(self.report))
         for line in lines(self.report):
             terminalreporter.write_line(line)
+        if os.environ.get("GITHUB_ACTIONS") == "true":
+            for line in github_lines(self.report):
+                terminalreporter.write_line(line)
         if file := self.config.getoption("replica_report"):
-            Path(file).write_text(self.report.as_json() + "\n", "utf-8")
+            page = file.endswith((".html", ".htm"))
+            Path(file).write_text(
+                render(self.report, headline=headline(self.report)) if page else self.report.as_json() + "\n",
+                "utf-8",
+            )
 
     def classify(self) -> None:
         """Run what failed again, in fresh processes."""
@@ -94,7 +103,9 @@ class Reporter:
         here = {test: self._from_here(test) for test in failed}
         outcomes = self._rerun().outcomes(list(here.values()))
         self.report.findings = [
-            replace(each, verdict=verdict(each.what, outcomes)) if each.oracle is Oracle.ASSERTION else each
+            replace(each, verdict=verdict(each.what, outcomes, state=bool(each.state)))
+            if each.oracle is Oracle.ASSERTION
+            else each
             for each in self.report.findings
         ]
 
@@ -161,7 +172,7 @@ class Run(Reporter):
                 verdict=Verdict.UNCONFIRMED,
             )
 
-    @pytest.hookimpl(trylast=True)
+    @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self) -> None:
         self.report.private = self.kit.first_party.packages()
         for watcher in self.kit.watchers:
@@ -172,8 +183,16 @@ class Run(Reporter):
             self.report.findings.append(
                 replace(each, remedy=SECRET_REMEDY if secret and not each.state else advice)
             )
+        self._add_to_junit()
         if hasattr(self.config, "workeroutput"):
             self.config.workeroutput[WORKER_KEY] = self.report.as_json()
+
+    def _add_to_junit(self) -> None:
+        """Properties of the suite in the file of `--junitxml`, when there is one."""
+        for plugin in self.config.pluginmanager.get_plugins():
+            if type(plugin).__name__ == "LogXML":
+                for name, value in junit_properties(self.report).items():
+                    plugin.add_global_property(name, value)
 
     def pytest_unconfigure(self) -> None:
         self.disk.stop()

@@ -23,6 +23,7 @@ import builtins
 import importlib
 import sys
 import types
+import warnings
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -33,7 +34,7 @@ from typing import Any, TypeVar
 from lbkit.errors import StartupError
 from lbkit.testkit.first_party import FirstParty
 
-__all__ = ["SWITCH", "Space", "Visit", "current", "in_steps"]
+__all__ = ["SWITCH", "Space", "Visit", "current", "in_steps", "quiet"]
 
 T = TypeVar("T")
 
@@ -76,12 +77,20 @@ class Space:
         self.modules.pop(name, None)
 
     def _import(self, name: str) -> ModuleType:
-        with Visit(self):
+        with Visit(self), quiet():
             try:
                 return importlib.import_module(name)
             except Exception as error:
                 reason = f"importing {name} again raised {type(error).__name__}: {error}"
                 raise StartupError(self.name, reason) from error
+
+
+@contextmanager
+def quiet() -> Generator[None, None, None]:
+    """No warnings: the process itself has had them, when it made the same for the first time."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 class Switch:

@@ -15,6 +15,7 @@ TITLES = {
     Oracle.DISK: "files that one replica wrote and another one read:",
 }
 MANY = 12
+FEW = 3
 
 
 def headline(report: Report) -> str:
@@ -44,7 +45,9 @@ def lines(report: Report) -> Iterator[str]:
 
 def about(report: Report) -> Iterator[str]:
     private = ", ".join(report.private) or "no package"
-    apps = ", ".join(name for name, how in report.apps.items() if not how.startswith("none"))
+    names = [name for name, how in report.apps.items() if not how.startswith("none")]
+    more = [f"and {len(names) - FEW} more apps"] if len(names) > FEW else []
+    apps = ", ".join([*names[:FEW], *more])
     yield (
         f"{report.replicas} x {apps or 'no app'}, {report.policy.replace('_', ' ')}; "
         f"each with its own {private}; booted in {report.boot_seconds * 1000:.0f} ms"

@@ -5,7 +5,8 @@ without    one isolated    replicas again  sticky clients  verdict
 replicas   replica
 =========  ==============  ==============  ==============  ==========================================
 fails      -               -               -               ALONE: the test's own
-passes     fails           -               -               HARNESS: undecided
+passes     fails           -               -               INSIDE, when a request of the test has
+                                                           changed memory; else HARNESS: undecided
 passes     passes          passes          -               PASSING: undecided
 passes     passes          fails           passes          CLIENT: state per client, in one process
 passes     passes          fails           fails           GLOBAL: state of all, in one process
@@ -106,15 +107,18 @@ class Rerun:
         )
 
 
-def verdict(test: str, outcomes: dict[str, dict[str, bool]]) -> Verdict:
-    """What the outcomes say of a test. One that could not be run again is not confirmed."""
+def verdict(test: str, outcomes: dict[str, dict[str, bool]], *, state: bool = False) -> Verdict:
+    """What the outcomes say of a test; `state` is whether it has changed memory.
+
+    One that could not be run again is not confirmed.
+    """
     ran = {trial: passing[test] for trial, passing in outcomes.items() if test in passing}
     if ran.get("without") is False:
         return Verdict.ALONE
     if len(ran) < len(outcomes):
         return Verdict.UNCONFIRMED
     if not ran["one"]:
-        return Verdict.HARNESS
+        return Verdict.INSIDE if state else Verdict.HARNESS
     if ran["again"]:
         return Verdict.PASSING
     return Verdict.CLIENT if ran["sticky"] else Verdict.GLOBAL
