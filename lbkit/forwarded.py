@@ -139,18 +139,13 @@ class TrustedProxies:
         self, peer: str | None, chain: str | None, proto: str | None = None, host: str | None = None
     ) -> Origin:
         """As `origin`, for a carrier that has the texts at hand: those of `reads`, in that order."""
-        address: str | None = None
-        if not peer or peer.startswith(UNIX):
-            if not self.unix:
-                return STRANGER
-        else:
-            known = self._peer(peer) if len(peer) <= LONGEST else None
-            if known is None:
-                return STRANGER
+        known = self._peer(peer) if peer and len(peer) <= LONGEST else None
+        if known is not None:
             address, _, trusted = known
-            if not trusted:
-                return Origin(False, address)
-        return self._told(address, chain, proto, host)
+            return self._told(address, chain, proto, host) if trusted else Origin(False, address)
+        if self.unix and (not peer or peer.startswith(UNIX)):
+            return self._told(None, chain, proto, host)
+        return STRANGER
 
     def _told(self, address: str | None, chain: str | None, proto: str | None, host: str | None) -> Origin:
         """What a proxy of ours says, whose address this is."""
@@ -163,13 +158,14 @@ class TrustedProxies:
                 nodes = chain.split(",")
             if (hop := self._walk(nodes)) is not None:
                 address, port, _ = hop
-        scheme = proto and (proto if proto in SCHEMES else _last(proto))
+        if proto and proto not in SCHEMES:
+            proto = _last(proto)
         named = host and _last(host)
         return Origin(
             True,
             address,
             port,
-            scheme if scheme in SCHEMES else None,
+            proto if proto in SCHEMES else None,
             named if named and self.allows(named) else None,
         )
 

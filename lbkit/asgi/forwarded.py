@@ -23,6 +23,9 @@ def _encoded(names: Iterable[str]) -> frozenset[bytes]:
 # With '_' too: a bridge to WSGI takes `x_forwarded_for` for the same header.
 EVERY_SPELLING = _encoded(spelling for name in EVERY for spelling in spellings(name))
 
+# What stands for a header that we do not read.
+KEPT, REMOVED = "kept", "removed"
+
 WEBSOCKET = {"http": "ws", "https": "wss"}
 
 
@@ -45,9 +48,13 @@ class ForwardedMiddleware:
     def __init__(self, app: ASGIApp, proxies: TrustedProxies) -> None:
         self.app = app
         self.proxies = proxies
-        self._read = {name.encode(): name for name in proxies.reads}
         self._removed = {
             trusted: EVERY_SPELLING - _encoded(names) for trusted, names in proxies.keeps.items()
+        }
+        self._fields_of = {
+            **dict.fromkeys(EVERY_SPELLING, KEPT),
+            **dict.fromkeys(self._removed[True], REMOVED),
+            **{name.encode(): name for name in proxies.reads},
         }
         self._warned = False
 
@@ -69,7 +76,7 @@ class ForwardedMiddleware:
             inner["client"] = (address, peer_port if port is None else port)
         if told is not None:
             inner["scheme"] = WEBSOCKET[told] if scope["type"] == "websocket" else told
-        if fields:
+        if REMOVED in fields or (fields and not trusted):
             removed = self._removed[trusted]
             inner["headers"] = headers = [header for header in headers if header[0] not in removed]
         if host is not None:
@@ -78,11 +85,12 @@ class ForwardedMiddleware:
         return inner
 
     def _fields(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-        """The forwarding headers; those that we do not read are there, and say nothing."""
+        """The forwarding headers. Those that we do not read are there, and say nothing."""
         fields: dict[str, str] = {}
+        fields_of = self._fields_of
         for name, value in headers:
-            if name in EVERY_SPELLING:
-                key = self._read.get(name, "")
+            if name in fields_of:
+                key = fields_of[name]
                 text = value.decode("latin-1")
                 fields[key] = f"{fields[key]},{text}" if key in fields else text
         return fields
