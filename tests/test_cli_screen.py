@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lbkit.balancer import Dispatch, Pool, Replica
+from lbkit.balancer import Dispatch
+from lbkit.cli.door import Door
 from lbkit.cli.screen import access_line, announce
 from lbkit.cli.target import Source
 from lbkit.interface import Interface
@@ -42,10 +43,9 @@ def test_an_access_line_names_the_replica_and_is_one_line_whatever_the_client_se
     assert access_line(dispatch(**changes), "12:00:01") == line
 
 
-def announced(*, factory: bool, capsys: pytest.CaptureFixture[str]) -> str:
-    pool = Pool([Replica("web1"), Replica("web2")])
+def announced(*, factory: bool, capsys: pytest.CaptureFixture[str], door: Door | None = None) -> str:
     source = Source("shop.web:it", factory, lambda: lambda _environ, _start_response: [])
-    announce(source, Interface.WSGI, pool, "http://127.0.0.1:8000")
+    announce(source, Interface.WSGI, door or Door(replicas=2), "http://127.0.0.1:8000")
     return capsys.readouterr().out
 
 
@@ -61,3 +61,24 @@ def test_the_start_shows_each_replica_the_address_the_policy_and_how_to_stop(
 def test_the_start_says_when_the_replicas_share_their_memory(capsys: pytest.CaptureFixture[str]) -> None:
     assert "share" in announced(factory=False, capsys=capsys)
     assert "share" not in announced(factory=True, capsys=capsys)
+
+
+def test_the_start_shows_what_was_asked_of_the_balancer(capsys: pytest.CaptureFixture[str]) -> None:
+    door = Door(
+        replicas=2,
+        profile="nginx",
+        policy="hash $http_x[1]",
+        weights=("api1=3",),
+        check="/health",
+        sticky=True,
+        routes=("/api/*=api", "*=web"),
+    )
+    shown = announced(factory=True, capsys=capsys, door=door).splitlines()
+    rows = [line.split()[:2] for line in shown if "shop.web:it" in line]
+    assert rows == [["api1", "3"], ["api2", "1"], ["web1", "1"], ["web2", "1"]]
+    assert [line.strip() for line in shown[-4:-1]] == [
+        "route /api/*=api",
+        "route *=web",
+        "http://127.0.0.1:8000   profile: nginx   policy: hash $http_x[1]   check: /health   "
+        "sticky: cookie route   stop: Ctrl-C",
+    ]

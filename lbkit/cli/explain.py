@@ -10,6 +10,7 @@ import click
 from lbkit.balancer.exchange import Model, Request
 from lbkit.balancer.explain import Decision, Moves, decide, moves
 from lbkit.balancer.profile import PROFILES, Place, Profile, profile_named
+from lbkit.cli.words import known, pairs, whole
 from lbkit.errors import ConfigError
 
 __all__ = ["explain"]
@@ -88,42 +89,18 @@ def _places(
     backup: Sequence[str],
 ) -> list[Place]:
     names = [f"web{number}" for number in range(1, replicas + 1)]
-    addresses, weights = _pairs(address, "--address", names), _pairs(weight, "--weight", names)
-    _known([*down, *backup], names)
+    addresses, weights = pairs(address, "--address", names), pairs(weight, "--weight", names)
+    known([*down, *backup], names)
     return [
         Place(
             name=name,
             address=addresses.get(name, ""),
-            weight=_whole(weights.get(name, "1")),
+            weight=whole(weights.get(name, "1")),
             backup=name in backup,
             down=name in down,
         )
         for name in names
     ]
-
-
-def _pairs(texts: Sequence[str], option: str, names: Sequence[str]) -> dict[str, str]:
-    pairs = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not value:
-            raise ConfigError(f"need {option} NAME=VALUE, such as {option} web1=3, got {text!r}")
-        pairs[name] = value
-    _known(pairs, names)
-    return pairs
-
-
-def _known(given: Sequence[str] | dict[str, str], names: Sequence[str]) -> None:
-    for name in given:
-        if name not in names:
-            raise ConfigError(f"need the name of a replica ({', '.join(names)}), got {name!r}")
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError as error:
-        raise ConfigError(f"need a whole number for a weight, got {text!r}") from error
 
 
 def _headers(texts: Sequence[str]) -> dict[str, str]:

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
 import click
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from lbkit.balancer import Dispatch, Pool
+from lbkit.balancer import Dispatch
+from lbkit.cli.door import Door
 from lbkit.cli.target import Source
 from lbkit.interface import Interface
 
 __all__ = ["access_line", "announce", "show_access"]
 
 
-def announce(source: Source, interface: Interface, pool: Pool, url: str) -> None:
+def announce(source: Source, interface: Interface, door: Door, url: str) -> None:
     """The table of the replicas, and what one needs to know to use and to stop them."""
     console = Console(highlight=False, soft_wrap=True)
-    console.print(_table(source, interface, [replica.name for replica in pool.replicas]))
-    if not source.factory and len(pool.replicas) > 1:
+    replicas = [name for names in door.pools.values() for name in names]
+    console.print(_table(source, interface, replicas, door.weights_by_name))
+    if not source.factory and len(replicas) > 1:
         console.print(
             "  One app object serves all replicas: they share its memory. A factory gives each its own.\n"
         )
-    console.print(f"  [bold]{url}[/bold]   policy: {_words(type(pool.policy).__name__)}   stop: Ctrl-C\n")
+    for route in door.routes:
+        console.print(f"  route {route}", markup=False)
+    facts = "   ".join(f"{name}: {escape(fact)}" for name, fact in door.facts.items())
+    console.print(f"  [bold]{url}[/bold]   {facts}   stop: Ctrl-C\n")
 
 
 def show_access(dispatch: Dispatch) -> None:
@@ -47,16 +52,16 @@ def access_line(dispatch: Dispatch, clock: str) -> str:
     return f"{clock}  {dispatch.replica or '-'}  {request}  {status}  {dispatch.seconds * 1000:.1f} ms{cut}"
 
 
-def _table(source: Source, interface: Interface, replicas: Sequence[str]) -> Table:
-    table = Table("replica", "app", "interface", "memory", box=box.SIMPLE_HEAD)
+def _table(
+    source: Source, interface: Interface, replicas: Sequence[str], weights: Mapping[str, int]
+) -> Table:
+    """With a column of weights when one of them has one."""
+    table = Table("replica", *["weight"] * bool(weights), "app", "interface", "memory", box=box.SIMPLE_HEAD)
     for replica in replicas:
+        weight = [str(weights.get(replica, 1))] * bool(weights)
         app = f"{source.name}()" if source.factory else source.name
-        table.add_row(replica, app, interface.value, "its own" if source.factory else "shared")
+        table.add_row(replica, *weight, app, interface.value, "its own" if source.factory else "shared")
     return table
-
-
-def _words(class_name: str) -> str:
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", class_name).lower()
 
 
 def _printable(path: str) -> str:

@@ -14,10 +14,9 @@ import click
 import uvicorn
 from uvicorn.supervisors import ChangeReload
 
-from lbkit.asgi.balancer import Balancer
-from lbkit.balancer.members import make
+from lbkit.cli.door import Door
 from lbkit.cli.screen import announce, show_access
-from lbkit.cli.target import find, one_line, parse, where
+from lbkit.cli.target import App, find, one_line, parse, where
 from lbkit.errors import ConfigError, LbkitError, StartupError
 from lbkit.interface import interface_of
 from lbkit.types import ASGIApp, Message, Receive, Scope, Send
@@ -36,15 +35,13 @@ class Plan:
     """What was asked for on the command line. It can be pickled: `--reload` hands it to a new process."""
 
     target: str
-    replicas: int = 3
+    door: Door
     host: str = "127.0.0.1"
     port: int = 8000
     factory: bool = False
     app_dir: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.replicas < 1:
-            raise ConfigError(f"need --replicas >= 1, got {self.replicas}")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"need 0 <= --port <= 65535, got {self.port}")
         if self.app_dir is not None and not self.app_dir.is_dir():
@@ -113,7 +110,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started and sockets:
             self.quiet.starting = False
-            announce(self.source, self.interface, self.balancer.pool, _url(sockets[0]))
+            announce(self.source, self.interface, self.plan.door, _url(sockets[0]))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         click.echo("stopping ...")
@@ -127,12 +124,15 @@ class Server(uvicorn.Server):
     def _load(self) -> ASGIApp:
         self.source = find(parse(self.plan.target, app_dir=self.plan.app_dir), factory=self.plan.factory)
         try:
-            apps = make(self.source.make, replicas=self.plan.replicas)
+            self.balancer = self.plan.door.open(self._make, on_dispatch=show_access)
         except StartupError as error:
             raise _explained(error) from error
-        self.interface = interface_of(next(iter(apps.values())))
-        self.balancer = Balancer(apps, on_dispatch=show_access)
         return self._app
+
+    def _make(self) -> App:
+        app = self.source.make()
+        self.interface = interface_of(app)
+        return app
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

@@ -114,6 +114,7 @@ def mistake(*arguments: str, cwd: Path, code: int = 2) -> str:
         (["shop", "more"], "Got unexpected extra argument"),
         ([], "Missing argument 'TARGET'."),
         (["shop", "--reload", "--replicas", "-1"], "need --replicas >= 1, got -1"),
+        (["shop", "--profile", "nginy"], "need a profile (nginx, nginx@1.22, haproxy@2.6, "),
         (["a file", "--reload"], "need package.module:app or a path to a .py file, got 'a file'"),
     ],
 )
@@ -152,6 +153,29 @@ def test_each_request_goes_to_the_next_replica_and_the_access_line_names_it(tmp_
         for number, replica in enumerate(["web1", "web2", "web3"] * 2):
             process.wait_for(rf"^\d\d:\d\d:\d\d  {replica}  GET /{number}  200  \d+\.\d ms$")
         assert process.err == []
+
+
+def test_a_profile_decides_and_the_start_tells_what_was_asked(tmp_path: Path) -> None:
+    write(tmp_path, "shop.py", COUNTER)
+    asked = ["--profile", "nginx", "--weight", "web1=2", "--check", "/health", "--sticky", "--replicas", "2"]
+    with served("shop:create_app", *asked, cwd=tmp_path) as (process, url), httpx.Client(base_url=url) as one:
+        told = "profile: nginx   policy: round_robin   check: /health   sticky: cookie route"
+        assert any(told in line for line in process.out), process
+        homes = {one.get(f"/{number}").headers["x-lbkit-replica"] for number in range(4)}
+        assert len(homes) == 1
+        fresh = Counter(httpx.get(url).headers["x-lbkit-replica"] for _ in range(6))
+        assert fresh == {"web1": 4, "web2": 2}
+
+
+def test_routes_lead_to_pools_of_their_own(tmp_path: Path) -> None:
+    write(tmp_path, "shop.py", COUNTER)
+    routes = ["--route", "/api/*=api", "--route", "/=web", "--replicas", "2"]
+    with served("shop:create_app", *routes, cwd=tmp_path) as (_, url):
+        names = [
+            httpx.get(f"{url}{path}").headers["x-lbkit-replica"] for path in ("/", "/api/", "/", "/api/")
+        ]
+        assert names == ["web1", "api1", "web2", "api2"]
+        assert httpx.get(f"{url}/else").status_code == 404
 
 
 def test_an_app_object_is_shared_and_the_start_says_so(tmp_path: Path) -> None:
