@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
+from secrets import token_bytes
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 
 __all__ = ["cluster", "lb_aclient", "lb_app", "lb_client", "lb_url", "shared_redis"]
 
-MARKER = "replicas(n, timeout=..., sticky=..., profile=...): how the fixture cluster is made"
+MARKER = (
+    "replicas(n, policy=..., timeout=...): how this test's requests are spread (round_robin, random or "
+    "sticky), and with which arguments of Cluster the fixture cluster is made"
+)
 
 ROWS = 20
 """Of the trace, in the report of a test that failed."""
@@ -50,12 +54,15 @@ def lb_app(request: pytest.FixtureRequest) -> Any:
 @pytest.fixture
 def cluster(request: pytest.FixtureRequest, lb_app: Any) -> Iterator[Cluster]:
     """Three replicas of `lb_app` behind the balancer, or as the marker `replicas` says."""
+    from lbkit.sticky import Sticky
     from lbkit.testkit.cluster import Cluster
 
     marker = request.node.get_closest_marker("replicas")
     options: dict[str, Any] = dict(marker.kwargs) if marker is not None else {}
     if marker is not None and marker.args:
         options["replicas"] = marker.args[0]
+    if options.get("policy") == "sticky":
+        options |= {"policy": None, "sticky": Sticky(secret_keys=[token_bytes(32)], secure=False)}
     with Cluster(lb_app, **options) as started:
         yield started
 

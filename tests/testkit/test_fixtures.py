@@ -126,11 +126,10 @@ def test_room_spans_replicas(lb_client, cluster):
 
 def pytest_in(folder: Path) -> str:
     path = os.pathsep.join([str(ROOT), str(ROOT / "integrations"), str(folder)])
-    quiet = ["-q", "-p", "no:randomly", "-p", "no:asyncio", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *quiet, "-p", "lbkit.testkit.fixtures", "test_it.py"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "lbkit.testkit.plugin", "-p", "no:cacheprovider"],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
         check=False,
