@@ -30,6 +30,9 @@ BASE_URL = "http://testserver"
 class Visitor:
     """One client as the cluster sees it. `pin` names the only replica that it reaches; None: the balancer."""
 
+    lbkit_spreads = True
+    """So that `pytest --replicas`, which puts itself under test clients, leaves ours alone."""
+
     def __init__(self, cluster: Cluster, name: str) -> None:
         self.cluster = cluster
         self.name = name
@@ -111,6 +114,8 @@ def _wsgi_client(visitor: Visitor, app: Any, options: dict[str, Any]) -> Any:
 
 class Face:
     """The cluster to whoever calls it, and one replica's Flask app to whoever looks at its attributes."""
+
+    lbkit_spreads = True
 
     def __init__(self, visitor: Visitor, app: Any) -> None:
         self._visitor = visitor

@@ -112,6 +112,11 @@ class Watcher:
     def report(self, report: Report, /) -> None: ...
 
 
+def is_spread(app: Any) -> bool:
+    """Whether this is the door of a `Cluster`, which has replicas of its own."""
+    return bool(getattr(type(getattr(app, "__self__", app)), "lbkit_spreads", False))
+
+
 class Kit:
     """The replicas of every app that a suite asks, for one run."""
 
@@ -169,7 +174,7 @@ class Kit:
 
     def door(self, app: Any, client: object, *, wsgi: bool) -> Any:
         """What a client calls in place of an app."""
-        if current() is not None or isinstance(app, (AsgiDoor, WsgiDoor)):
+        if current() is not None or isinstance(app, (AsgiDoor, WsgiDoor)) or is_spread(app):
             return app  # a replica that asks an app itself, or one that is dispatched already
         return WsgiDoor(self, app, client) if wsgi else AsgiDoor(self, app, client)
 
