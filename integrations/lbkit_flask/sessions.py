@@ -13,9 +13,9 @@ from werkzeug.exceptions import Conflict, ServiceUnavailable
 from lbkit.errors import SessionConflict, SessionUnavailable
 from lbkit.sessions import SessionOptions
 from lbkit.sessions.app_sessions import Refusal
+from lbkit.sticky import kept_private
 from lbkit.wsgi.sessions import Session as WSGISession
 from lbkit.wsgi.sessions import Sessions as WSGISessions
-from lbkit.wsgi.sticky import with_cookie
 
 __all__ = ["RedisSessionInterface", "Session", "Sessions"]
 
@@ -100,24 +100,26 @@ class RedisSessionInterface(SessionInterface):
             # What is used later, while the body is made, is kept at its end.
             opened.departed = True
             if response.is_streamed:
-                response.call_on_close(partial(self._conclude, opened))
+                response.call_on_close(partial(self.sessions.conclude_now, opened))
             return
         sessions = self.sessions
         refusal = sessions.drive(sessions.depart(opened, response.status_code))
         if refusal is not None:
             _replace(response, refusal)
             return
+        headers = response.headers
         if opened.contents is not None:
-            response.vary.add("Cookie")
-            response.call_on_close(partial(self._conclude, opened))
+            response.call_on_close(partial(self.sessions.conclude_now, opened))
+            if "Vary" in headers:
+                response.vary.add("Cookie")
+            else:
+                headers["Vary"] = "Cookie"
         if opened.cookie_due is not None:
-            method = opened._environ["REQUEST_METHOD"]
-            headers = with_cookie(response.status, list(response.headers), method, opened.cookie_due)
-            response.headers.clear()
-            response.headers.extend(headers)
-
-    def _conclude(self, session: Session) -> None:
-        self.sessions.drive(self.sessions.conclude(session))
+            found, method = headers.get("Cache-Control", ""), opened._environ["REQUEST_METHOD"]
+            private = kept_private(method, response.status_code, found, expires="Expires" in headers)
+            if private is not None:
+                headers["Cache-Control"] = private
+            headers.add("Set-Cookie", opened.cookie_due)
 
 
 def unavailable(error: SessionUnavailable) -> Unavailable:

@@ -11,13 +11,13 @@ import inspect
 import time
 from collections.abc import Awaitable, Generator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from lbkit.asgi.sticky import cookies, with_cookie
 from lbkit.errors import ConfigError, SessionError, SessionNotLoaded, SessionUnavailable
 from lbkit.flow import arun
 from lbkit.sessions.app_sessions import CURRENT, AppSessions, Refusal
-from lbkit.sessions.line import Flow, Pause, Step
+from lbkit.sessions.line import Flow, Last, Pause, Step
 from lbkit.sessions.options import SessionOptions
 from lbkit.sessions.roster import SessionEntry
 from lbkit.sessions.session import Session as BareSession
@@ -80,7 +80,7 @@ class Session(BareSession):
             yield self
             keep = True
         finally:
-            await self._sessions.carry(flows.unlock(self, token, keep=keep))
+            await self._sessions.carry(flows.unlock(self, token, keep=keep), brief=False)
 
     @property
     def cookies(self) -> str:
@@ -155,24 +155,37 @@ class Sessions(AppSessions):
     async def drive(self, flow: Generator[Step, Any, T]) -> T:
         return await arun(flow, self._ask)
 
-    async def carry(self, flow: Flow[T]) -> T:
+    async def carry(self, flow: Flow[T], *, brief: bool = True) -> T:
         """As `drive`, to its end even if the request is cancelled: a client that leaves undoes nothing."""
         try:
             first = next(flow)
         except StopIteration as end:  # most requests have nothing to keep, and need no task for it
             return end.value  # type: ignore[no-any-return]
-        loop = asyncio.get_running_loop()
-        task = loop.create_task(arun(flow, self._ask, first=first))
-        self._commits.add(task)
-        task.add_done_callback(self._commits.discard)
-        timer = loop.call_later(self.options.commit_deadline, task.cancel)
-        task.add_done_callback(lambda _: timer.cancel())
+        if brief and self.store.detached and isinstance(first, Last):
+            return await arun(flow, self._ask, first=first)
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._commits.add(asyncio.create_task(self._carried(flow, first, done)))
+        return await done
+
+    async def _carried(self, flow: Flow[T], first: Step, done: asyncio.Future[T]) -> None:
+        """A task of its own. `done` is cancelled with the request; this is not."""
+        task = cast(asyncio.Task[None], asyncio.current_task())
+        timer = task.get_loop().call_later(self.options.commit_deadline, task.cancel)
         try:
-            return await asyncio.shield(task)
+            result = await arun(flow, self._ask, first=first)
         except asyncio.CancelledError:
-            if not task.cancelled():
-                raise
-            raise SessionUnavailable("the session store did not answer before the deadline") from None
+            late = SessionUnavailable("the session store did not answer before the deadline")
+            if not done.done():
+                done.set_exception(late)
+        except BaseException as error:
+            if not done.done():
+                done.set_exception(error)
+        else:
+            if not done.done():
+                done.set_result(result)
+        finally:
+            timer.cancel()
+            self._commits.discard(task)
 
     def _ask(self, step: Step) -> Awaitable[Any]:
         return asyncio.sleep(step.seconds) if type(step) is Pause else step(self.store)  # type: ignore[operator]
@@ -228,7 +241,7 @@ class SessionMiddleware:
         finally:
             CURRENT.reset(token)
             # An app that has failed before it answered gets no new session: there is no cookie for it.
-            if session.contents is not None and (session.departed or session.key is not None):
+            if (session.departed or session.key is not None) and sessions.flows.unfinished(session):
                 session.departed = True
                 await sessions.carry(sessions.conclude(session))
 

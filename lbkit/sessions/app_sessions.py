@@ -150,15 +150,14 @@ class AppSessions:
         return refusal
 
     def conclude(self, session: Session) -> Flow[None]:
-        """The answer is over: keep what was changed since its head has left. Too late to tell anybody."""
-        if self.flows.unfinished(session):
-            try:
-                yield from self.flows.finish(session)
-            except LbkitError as error:
-                session.void = True
-                if session.modified:
-                    self.line.count("lost_late")
-                    logger.error("what was put into a session after the answer's head is lost: %s", error)
+        """The answer is over: keep what is `unfinished`. It is too late to tell anybody."""
+        try:
+            yield from self.flows.finish(session)
+        except LbkitError as error:
+            session.void = True
+            if session.modified:
+                self.line.count("lost_late")
+                logger.error("what was put into a session after the answer's head is lost: %s", error)
 
     def refusal(self, error: SessionError) -> Refusal | None:
         """What to answer when the app has let this error pass."""

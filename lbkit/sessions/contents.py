@@ -102,6 +102,9 @@ class Contents:
             return False
         if key in self._values:
             return True
+        field = key.encode("utf-8", "surrogatepass")
+        if field not in self.raw and field not in self._sets and field not in self._incrs:
+            return False
         try:
             self.get(key)
         except KeyError:

@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from itsdangerous import BadSignature, Signer
-from itsdangerous.encoding import base64_decode, base64_encode, bytes_to_int, int_to_bytes
+from itsdangerous.encoding import base64_decode, bytes_to_int, int_to_bytes
 
 from lbkit.cookie import SameSite, attributes, signing_keys, values
 
@@ -71,7 +71,8 @@ class SessionCookie:
         )
         # One signer for each key, to know which has signed: a list of keys would not tell.
         self._signers = [_signer(key) for key in keys]
-        self._user_keys = [signer.derive_key() for signer in self._signers]
+        self._derived = [signer.derive_key() for signer in self._signers]
+        self._mac = hmac.new(self._derived[0], digestmod="sha256")
         self._values = values(self.name)
         self._assigned = f"{self.name}="
         # A client comes with the same text each time: its signature is checked once.
@@ -99,8 +100,10 @@ class SessionCookie:
 
     def sign(self, sid: str, now: float) -> str:
         """The value of the cookie for this id. `now` is Unix time in seconds."""
-        signed_at = base64_encode(int_to_bytes(int(now))).decode("ascii")
-        return self._signers[0].sign(f"{sid}.{signed_at}").decode("ascii")
+        body = f"{sid}.{_text(int_to_bytes(int(now)))}"
+        mac = self._mac.copy()
+        mac.update(body.encode("ascii"))
+        return f"{body}.{_text(mac.digest())}"
 
     def set_cookie(self, sid: str, now: float, *, max_age: int | None = None) -> str:
         """The value of the Set-Cookie header; without `max_age` for as long as the browser is open."""
@@ -113,7 +116,7 @@ class SessionCookie:
 
     def users(self, user: str) -> list[str]:
         """What the store calls a user: hashed with each of the keys, the newest first."""
-        return [_text(hmac.digest(key, USER_SALT + _bytes(user), "sha256")) for key in self._user_keys]
+        return [_text(hmac.digest(key, USER_SALT + _bytes(user), "sha256")) for key in self._derived]
 
     def _verify(self, value: str) -> Presented | None:
         for number, signer in enumerate(self._signers):

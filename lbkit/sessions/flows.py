@@ -193,7 +193,8 @@ class SessionFlows:
             yield from self.roster.enter(own[USER], Entry(key, self.account.ends_at(now, created_at)))
         seal = self._seal(sid, key)
         delta = contents.everything(own, self.account.ttl(contents, now, created_at), seal=seal)
-        done = yield from self._ask("commit", key, delta)
+        # Without a user it is the first step, and the only one unless an old id must end.
+        done = yield from self._ask("commit", key, delta, last=session.key is None)
         return Begun(sid, key, seal, delta, done)
 
     def _settle(self, session: Session, contents: Contents, begun: Begun, now: float) -> None:
@@ -272,7 +273,7 @@ class SessionFlows:
         lasting = contents.altered(PERMANENT_FIELD)
         ttl = self.account.ttl(contents, now, int(contents.raw.get(CREATED, b"0")))
         delta = contents.delta({TOUCHED: b"%d" % now}, ttl, strict=self._strict)
-        done = yield from self._apply(session, delta)
+        done = yield from self._apply(session, delta, last=True)
         if done.result is Result.GONE:
             self._lose(contents, "gone")
             return
@@ -284,10 +285,10 @@ class SessionFlows:
         else:
             self._sign_again(session, contents)
 
-    def _apply(self, session: Session, delta: Delta) -> Flow[Committed]:
+    def _apply(self, session: Session, delta: Delta, *, last: bool = False) -> Flow[Committed]:
         """Commit where the session is now, should it have been renewed meanwhile."""
         for _ in range(HOPS):
-            done: Committed = yield from self._ask("commit", session.key, delta)
+            done: Committed = yield from self._ask("commit", session.key, delta, last=last)
             if done.result is not Result.MOVED:
                 return done
             session.key, session.sid = done.moved_to, None

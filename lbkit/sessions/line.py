@@ -11,7 +11,7 @@ from lbkit.errors import SessionUnavailable, StoreUnavailable
 from lbkit.sessions.breaker import Breaker
 from lbkit.types import Clock
 
-__all__ = ["Flow", "Line", "Pause", "Step"]
+__all__ = ["Flow", "Last", "Line", "Pause", "Step"]
 
 T = TypeVar("T")
 
@@ -22,7 +22,16 @@ class Pause(NamedTuple):
     seconds: float
 
 
-Step: TypeAlias = Callable[[Any], Any] | Pause
+class Last(NamedTuple):
+    """Yielded in place of the call when nothing that must be done comes after it."""
+
+    call: Callable[[Any], Any]
+
+    def __call__(self, store: Any) -> Any:
+        return self.call(store)
+
+
+Step: TypeAlias = Callable[[Any], Any] | Last | Pause
 """What a flow yields: a call to be made to the store, or a pause."""
 
 Flow: TypeAlias = Generator[Step, Any, T]
@@ -46,14 +55,15 @@ class Line:
         with self._lock:
             self._counts[name] = self._counts.get(name, 0) + 1
 
-    def ask(self, method: str, *arguments: object, **named: object) -> Flow[Any]:
+    def ask(self, method: str, *arguments: object, last: bool = False, **named: object) -> Flow[Any]:
         """What the store's method returns. Raises SessionUnavailable, and nothing else on purpose."""
+        call: Callable[[Any], Any] = methodcaller(method, *arguments, **named)
         breaker = self.breaker
         if not (breaker.closed or breaker.admits(self.clock())):
             self.count("refused")
             raise SessionUnavailable("the session store has failed again and again: it is left alone a while")
         try:
-            answer = yield methodcaller(method, *arguments, **named)
+            answer = yield Last(call) if last else call
         except StoreUnavailable as error:
             breaker.failed(self.clock())
             self.count("unavailable")

@@ -171,6 +171,9 @@ class AsyncStore(Protocol):
 
     shared: bool
 
+    detached: bool
+    """Once a commit is asked for, is it done although who asked is cancelled? Then it needs no task."""
+
     async def load(self, key: str) -> Fields | None: ...
 
     async def commit(self, key: str, delta: Delta) -> Committed: ...

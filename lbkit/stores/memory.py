@@ -187,6 +187,7 @@ class AsyncMemoryStore:
     """The same store, awaited. Give it a MemoryStore to share its sessions with a WSGI app."""
 
     shared = False
+    detached = True
 
     def __init__(self, store: MemoryStore | None = None) -> None:
         self.store = store or MemoryStore()

@@ -113,7 +113,7 @@ class AsyncRedisStore:
 
     def __init__(self, where: Any, *, prefix: str = "lbkit:", timeout: float = 0.25) -> None:
         self.dialogue = Dialogue(prefix=prefix)
-        self.name, make = _awaiting(where, timeout)
+        self.name, make, self.detached = _awaiting(where, timeout)
         self._carriers = Carriers(make)
 
     def __repr__(self) -> str:
@@ -303,13 +303,14 @@ def _blocking(where: Any, timeout: float) -> Blocking:
     return Blocking(str(place), make, own=True)
 
 
-def _awaiting(where: Any, timeout: float) -> tuple[str, Callable[[], Awaiting | Pipe]]:
+def _awaiting(where: Any, timeout: float) -> tuple[str, Callable[[], Awaiting | Pipe], bool]:
+    """Its name, how to make the carrier, and whether that one does what it was asked by who has left."""
     if not isinstance(where, str):
         client = _given(where, awaited=True)
-        return type(where).__name__, lambda: Awaiting(type(where).__name__, (client, ()), own=False)
+        return type(where).__name__, lambda: Awaiting(type(where).__name__, (client, ()), own=False), False
     place = _place(where, timeout)
     if fits(place):
-        return str(place), lambda: Pipe(place, timeout=timeout)
+        return str(place), lambda: Pipe(place, timeout=timeout), True
     retry = redis_py.asyncio.retry.Retry(redis_py.backoff.NoBackoff(), 0)
     options = {"max_connections": CONNECTIONS, **_options(place, timeout), "retry": retry}
 
@@ -328,7 +329,7 @@ def _awaiting(where: Any, timeout: float) -> tuple[str, Callable[[], Awaiting | 
         pool = redis_py.asyncio.BlockingConnectionPool.from_url(place.url, **bounded)
         return redis_py.asyncio.Redis.from_pool(pool), ()
 
-    return str(place), lambda: Awaiting(str(place), make(), own=True)
+    return str(place), lambda: Awaiting(str(place), make(), own=True), False
 
 
 def _place(url: str, timeout: float) -> Location:

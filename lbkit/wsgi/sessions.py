@@ -128,6 +128,11 @@ class Sessions(AppSessions):
         """Close the connections to the store."""
         self.store.close()
 
+    def conclude_now(self, session: Session) -> None:
+        """The answer is over."""
+        if self.flows.unfinished(session):
+            self.drive(self.conclude(session))
+
     def drive(self, flow: Generator[Step, Any, T]) -> T:
         return run(flow, self._ask)
 
@@ -231,7 +236,7 @@ class Answer:
         return self._refusal
 
     def _conclude(self) -> None:
-        self._sessions.drive(self._sessions.conclude(self._session))
+        self._sessions.conclude_now(self._session)
 
     def _start(self, refusal: Refusal) -> None:
         self._start_response(f"{refusal.status} {refusal.reason}", list(refusal.headers))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import redis.asyncio
 
 from lbkit.asgi import Sessions as ASGISessions
 from lbkit.errors import (
@@ -21,6 +22,7 @@ from lbkit.errors import (
 from lbkit.sessions import SessionOptions
 from lbkit.stores import MemoryStore, astore_from, store_from
 from lbkit.wsgi import Sessions
+from tests.redis_servers import Server
 from tests.sessions.sites import KEYS, NAME
 
 
@@ -288,35 +290,39 @@ def test_asgi_must_load_where_there_is_something_to_wait_for(redis_url: str) -> 
     drive(redis_url, test)
 
 
-def test_a_client_that_leaves_does_not_undo_what_is_being_kept(redis_url: str) -> None:
-    """The commit is held until the request is cancelled, and done all the same."""
-    environ = begun(Sessions(redis_url, secret_keys=KEYS), n=1)
+@pytest.mark.parametrize("login", [False, True])
+@pytest.mark.parametrize("client", [False, True], ids=["pipe", "redis-py"])
+def test_a_client_that_leaves_does_not_undo_what_is_being_kept(
+    redis_server: Server, redis_url: str, client: bool, login: bool
+) -> None:
+    """Redis is held until the request has been cancelled, and does what it was asked all the same."""
+    blocking = Sessions(redis_url, secret_keys=KEYS)
+    environ = begun(blocking, n=1)
 
-    async def test(sessions: ASGISessions) -> None:
-        reached, go = asyncio.Event(), asyncio.Event()
-        commit = sessions.store.commit
-
-        async def held(*arguments: Any) -> Any:
-            reached.set()
-            await go.wait()
-            return await commit(*arguments)
-
-        sessions.store.commit = held  # type: ignore[method-assign]
+    async def test() -> None:
+        library = redis.asyncio.Redis.from_url(redis_url)
+        sessions = ASGISessions(library if client else redis_url, secret_keys=KEYS)
         session = await sessions.open(scope_of(environ)).load()
         session["n"] = 2
+        if login:
+            session["user_id"] = "alice"
+        redis_server.hold()
         request = asyncio.create_task(session.save())
-        await reached.wait()
+        for _ in range(5):
+            await asyncio.sleep(0)
         request.cancel()
         with pytest.raises(asyncio.CancelledError):
             await request
-        closing = asyncio.create_task(sessions.close())
-        await asyncio.sleep(0)
-        assert not closing.done()  # whoever drains waits for it
-        go.set()
-        await closing
+        redis_server.resume()
+        await sessions.close()  # whoever drains waits for it
+        await library.aclose()
 
-    drive(redis_url, test)
-    assert Sessions(redis_url, secret_keys=KEYS).open(environ)["n"] == 2
+    asyncio.run(test())
+    if login:
+        assert [entry.ip for entry in blocking.list("alice")] == [None]
+        assert "n" not in blocking.open(environ)
+    else:
+        assert blocking.open(environ)["n"] == 2
 
 
 def test_a_commit_that_hangs_is_cut_at_the_deadline(redis_url: str) -> None:
@@ -331,6 +337,7 @@ def test_a_commit_that_hangs_is_cut_at_the_deadline(redis_url: str) -> None:
             await asyncio.Event().wait()
 
         sessions.store.commit = never  # type: ignore[method-assign]
+        sessions.store.detached = False
         session["n"] = 2
         with pytest.raises(SessionError, match="before the deadline"):
             await session.save()
