@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -113,6 +114,26 @@ def test_smooth_weighted_round_robin_gives_each_its_weight_in_every_cycle(weight
     model = nginx(*weights)
     for _ in range(3):
         assert Counter(picks(model, sum(weights))) == {f"b{n}": w for n, w in enumerate(weights, 1)}
+
+
+@given(
+    st.integers(1, 5),
+    st.lists(
+        st.tuples(st.sampled_from(["b2", "b3", "b1"]), st.sampled_from([None, *Fault]), st.integers(0, 3)),
+        max_size=30,
+    ),
+)
+def test_the_short_cut_of_equal_weights_gives_the_sequence_of_the_rule(
+    weight: int, steps: list[tuple[str, Fault | None, int]]
+) -> None:
+    """A limit that nobody reaches makes servers that differ, so that nothing is cut short."""
+    servers = [Server(name=f"b{n}", address=f"b{n}", weight=weight, fail_timeout=2) for n in (1, 2, 3)]
+    quick, slow = Nginx(servers), Nginx([replace(server, max_conns=10**6) for server in servers])
+    now = 0.5
+    for name, fault, seconds in steps:
+        now += seconds
+        broken = {name: fault} if fault else {}
+        assert run(quick, broken, now=now) == run(slow, broken, now=now)
 
 
 @given(Weights)

@@ -95,35 +95,34 @@ def fnv1a64(data: bytes) -> int:
     return value
 
 
-class Ending:
+class Ending(dict[int, int]):
     """The end of a text that is hashed by FNV-1a with many beginnings: one multiplication for each of them.
 
     A byte is xored into the lowest byte of the state alone, and a multiplication carries nothing down. So of
     the state in which a beginning leaves off, the upper part is only multiplied, and what happens to the
-    lowest byte is one of 256 cases.
+    lowest byte is one of 256 cases, which are this mapping.
     """
 
-    __slots__ = ("_cases", "_data", "_factor", "_mask", "_prime")
+    __slots__ = ("_data", "_prime", "factor", "mask")
 
     def __init__(self, data: bytes, *, bits: int) -> None:
+        super().__init__()
         self._data = data
-        self._mask = M32 if bits == 32 else M64
+        self.mask = M32 if bits == 32 else M64
         self._prime = 16777619 if bits == 32 else 1099511628211
-        self._factor = pow(self._prime, len(data), 1 << bits)
-        self._cases: dict[int, int] = {}
+        self.factor = pow(self._prime, len(data), 1 << bits)
+
+    def __missing__(self, low: int) -> int:
+        value = low
+        for byte in self._data:
+            value = (value ^ byte) * self._prime & self.mask
+        self[low] = value
+        return value
 
     def after(self, state: int) -> int:
         """The hash of a whole text whose beginning has this hash."""
         low = state & 0xFF
-        case = self._cases.get(low)
-        if case is None:
-            case = self._cases[low] = self._walk(low)
-        return ((state - low) * self._factor + case) & self._mask
-
-    def _walk(self, value: int) -> int:
-        for byte in self._data:
-            value = (value ^ byte) * self._prime & self._mask
-        return value
+        return (state - low) * self.factor + self[low] & self.mask
 
 
 P1, P2, P3 = 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9

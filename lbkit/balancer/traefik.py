@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from math import log
 
@@ -130,6 +131,7 @@ class Traefik:
         self._passive = passive
         self._cookie = cookie
         self._chance = chance or Chance()
+        self._alike = len({member.weight for member in members}) == 1
         self._heap = Heap()
         for member in members:
             member.deadline = 1 / member.weight
@@ -173,6 +175,7 @@ class Traefik:
         member = named(self.members, name)
         member.up, member.mode = standing.up, standing.mode
         member.weight = member.whole * standing.share
+        self._alike = len({each.weight for each in self.members}) == 1
 
     def tick(self, now: float) -> None:
         """Windows are looked at when a request comes."""
@@ -188,7 +191,10 @@ class Traefik:
             for member in self.members if value else ():
                 if member.sid == value and self._serves(member, now):
                     return member, False
-        if not any(self._usable(member, now) for member in self.members):
+        for member in self.members:
+            if self._usable(member, now):
+                break
+        else:
             return None, False
         return self._strategy(request, now), True
 
@@ -248,12 +254,17 @@ class Traefik:
     def _hrw(self, request: Request, now: float) -> Member:
         """Rendezvous with weights: the highest weight / -ln(hash)."""
 
-        state = fnv1a64(request.client.encode())
-
-        def score(member: Member) -> float:
-            return member.weight / -log(member.ending.after(state) / 2**64)
-
-        return max(self._open(now), key=score)
+        state = _client(request.client)
+        low, best, highest = state & 0xFF, self.members[0], -1.0
+        high, alike = state - low, self._alike
+        for member in self.members:
+            ending = member.ending
+            number = (high * ending.factor + ending[low] & 0xFFFFFFFFFFFFFFFF) / 18446744073709551616
+            # Of equal weights the highest number has the highest score.
+            score = number if alike else member.weight / -log(number or 1e-20)
+            if score > highest and self._usable(member, now):
+                best, highest = member, score
+        return best
 
     def _leasttime(self, request: Request, now: float) -> Member:
         candidates = self._open(now)
@@ -267,6 +278,11 @@ def _status(outcome: Outcome) -> int:
     if outcome.fault is None:
         return outcome.status
     return 504 if outcome.fault is Fault.TIMEOUT else 502
+
+
+@lru_cache(4096)
+def _client(address: str) -> int:
+    return fnv1a64(address.encode())
 
 
 class Heap:

@@ -35,7 +35,7 @@ from lbkit.balancer.exchange import (
     named,
     received,
 )
-from lbkit.balancer.nginx.method import Peers, Trip, method_named, refuse_big_ring
+from lbkit.balancer.nginx.method import Peers, Trip, method_named, refuse_big_ring, round_robin
 from lbkit.balancer.nginx.peer import Peer, Server
 from lbkit.balancer.nginx.sticky import Binding, Sticky
 from lbkit.balancer.replica import Mode
@@ -98,6 +98,8 @@ class Nginx:
         if "consistent" in method.split():
             refuse_big_ring(self._primaries.total)
         self._only = self.peers[0] if len(self.peers) == 1 else None
+        if self.method is not round_robin:
+            self._part()
         self._scale = 1
         self._count_tries()
 
@@ -178,6 +180,7 @@ class Nginx:
     def tell(self, name: str, standing: Standing) -> None:
         """Checks and slow start are those of NGINX Plus; weights then count in hundredths."""
         peer = named(self.peers, name)
+        self._part()
         peer.up, peer.mode = standing.up, standing.mode
         peer.opened()
         self._reweigh(peer, standing.share)
@@ -208,6 +211,11 @@ class Nginx:
 
     # -- counting in and out
 
+    def _part(self) -> None:
+        self._primaries.part()
+        if self._backups is not None:
+            self._backups.part()
+
     def _count_tries(self) -> None:
         tries = sum(not peer.down for peer in self.peers)
         self._tries = min(tries, self.passing.tries) if self.passing.tries else tries
@@ -226,6 +234,7 @@ class Nginx:
             return
         trip.tries -= 1
         if cause and cause not in NO_FAILURE:
+            self._part()
             peer.fail(int(outcome.at))
             return
         if not cause:

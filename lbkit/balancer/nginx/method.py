@@ -19,18 +19,38 @@ from lbkit.balancer.nginx.peer import Peer
 from lbkit.balancer.nginx.variable import compiled
 from lbkit.errors import ConfigError
 
-__all__ = ["Method", "Peers", "Trip", "ketama_points", "method_named", "refuse_big_ring"]
+__all__ = [
+    "Method",
+    "Peers",
+    "Trip",
+    "ketama_points",
+    "method_named",
+    "refuse_big_ring",
+    "round_robin",
+]
 
 MOST_POINTS = 8_000_000
 
 
 class Peers:
-    """The primaries, or the backups, of a group."""
+    """The primaries, or the backups, of a group.
+
+    As long as all are alike (`turn` is not None), smooth round robin is a walk in their order, and what each
+    has follows from whose turn it is. The first failure, retry or change ends that: `part` writes it down.
+    """
 
     def __init__(self, peers: Sequence[Peer], *, backups: Peers | None = None) -> None:
         self.all = list(peers)
         self.backups = backups
+        alike = len({peer.weight for peer in peers}) == 1
+        self.turn = 0 if alike and not any(peer.closed or peer.max_conns for peer in peers) else None
         self.reweighed()
+
+    def part(self) -> None:
+        """From now on each peer has a history of its own."""
+        turn, self.turn = self.turn, None
+        for at, peer in enumerate(self.all if turn else ()):
+            peer.cw = peer.weight * (turn or 0) - (self.total if at < (turn or 0) else 0)
 
     def reweighed(self) -> None:
         self.total = sum(peer.weight for peer in self.all)
@@ -104,10 +124,17 @@ def over_to_backups(trip: Trip) -> bool:
 
 def round_robin(trip: Trip, now: int) -> Peer | None:
     """Smooth weighted round robin: everyone gains its weight, the richest is chosen and pays for all."""
+    peers = trip.peers
+    if peers.turn is not None:
+        if not trip.tried and not trip.hint:
+            peer = peers.all[peers.turn]
+            peers.turn = (peers.turn + 1) % len(peers.all)
+            return peer
+        peers.part()
     stuck = bound(trip, now) if trip.hint else None
-    if stuck is not None and stuck.cw <= stuck.weight - trip.peers.total:
+    if stuck is not None and stuck.cw <= stuck.weight - peers.total:
         return stuck  # a bound client is charged to the rotation, but never twice in a row
-    best, total = _gain(trip.peers.all, trip.tried, now)
+    best, total = _gain(peers.all, trip.tried, now)
     chosen = stuck or best
     if chosen is None:
         return round_robin(trip, now) if over_to_backups(trip) else None
@@ -168,17 +195,20 @@ def _conns(peer: Peer, _: int) -> int:
     return peer.conns
 
 
-def _eta(metric: str) -> Callable[[Peer, int], int]:
+def _header(peer: Peer, now: int) -> int:
+    return _eta(peer, peer.header_time, now)
+
+
+def _last_byte(peer: Peer, now: int) -> int:
+    return _eta(peer, peer.response_time, now)
+
+
+def _eta(peer: Peer, time: int, now: int) -> int:
     """A bucket of 20 ms, times what is in flight: a new server attracts load only until it is busy."""
-
-    def eta(peer: Peer, now: int) -> int:
-        time: int = getattr(peer, metric)
-        idle = now - peer.checked
-        if idle > peer.fail_timeout:
-            time >>= int(idle // (int(peer.fail_timeout) + 1))  # a chance for slow peers, once in a while
-        return (5000 if time > 5000 else time + 20 - time % 20) * (1 + peer.conns)
-
-    return eta
+    idle = now - peer.checked
+    if time and idle > peer.fail_timeout:
+        time >>= int(idle // (int(peer.fail_timeout) + 1))  # a chance for slow peers, once in a while
+    return (5000 if time > 5000 else time + 20 - time % 20) * (1 + peer.conns)
 
 
 def by_address(trip: Trip, now: int) -> Peer | None:
@@ -334,8 +364,8 @@ PLAIN: dict[str, Method] = {
     "round_robin": round_robin,
     "ip_hash": by_address,
     "least_conn": _least(_conns),
-    "least_time header": _least(_eta("header_time")),
-    "least_time last_byte": _least(_eta("response_time")),
+    "least_time header": _least(_header),
+    "least_time last_byte": _least(_last_byte),
 }
 DRAWN: dict[str, Callable[[Random], Method]] = {
     "random": _at_random,

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from math import exp
 
 from lbkit.balancer.exchange import Attempt
-from lbkit.balancer.plain.score import hashed
 from lbkit.balancer.replica import Mode
 from lbkit.errors import ConfigError
 
-__all__ = ["HEAVIEST", "Member", "PeakEwma"]
+__all__ = ["HEAVIEST", "Member", "PeakEwma", "hashed"]
 
 HEAVIEST = 65535
 DECAY = 10.0
 PENALTY = 1e300
+
+
+def hashed(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 class PeakEwma:

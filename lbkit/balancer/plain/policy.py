@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect, bisect_left
 from collections.abc import Callable, Sequence
 from itertools import accumulate, count
-from math import ceil
+from math import ceil, log
 from random import Random
 from typing import Generic, Protocol, TypeVar
 
@@ -18,14 +18,18 @@ from lbkit.balancer.envoy.policy import Maglev as MaglevTable
 from lbkit.balancer.exchange import Request
 from lbkit.balancer.nginx.method import ketama_points, refuse_big_ring
 from lbkit.balancer.nginx.variable import compiled
-from lbkit.balancer.plain.member import Member
-from lbkit.balancer.plain.score import hashed, score
+from lbkit.balancer.plain.member import Member, hashed
 from lbkit.errors import ConfigError
 
 __all__ = ["POLICIES", "QUICK", "Policy", "policy_named"]
 
 T = TypeVar("T")
 TABLE = 65537
+MIX = 0xD6E8FEB86659FD93
+"""Multiplied by it, and its halves mixed before and after, one bit of a number changes half of the others."""
+
+M64 = 0xFFFFFFFFFFFFFFFF
+RANGE = M64 + 3
 Members = Sequence[Member]
 
 
@@ -145,24 +149,43 @@ class ByKey:
         return self._turns.pick(request, candidates, now)
 
 
-def rendezvous(key: int, candidates: Members) -> Member:
+class Rendezvous:
     """Each has a score for each key, the highest wins: whoever leaves moves its own keys alone."""
-    best, most = candidates[0], 0.0
-    for member in candidates:
-        if (mine := score(key, member.seed, member.weight)) > most:
-            best, most = member, mine
-    return best
+
+    def __init__(self) -> None:
+        self._alike = Kept(lambda candidates: len({member.weight for member in candidates}) == 1)
+
+    def __call__(self, key: int, candidates: Members) -> Member:
+        return self.best(key, candidates, alike=self._alike.of(candidates))
+
+    def best(self, key: int, members: Members, *, alike: bool) -> Member:
+        """Of equal weights the highest number wins; else weight / -ln(number), so that shares are weights."""
+        best, most = members[0], -1.0
+        for member in members:
+            number = key ^ member.seed
+            number = (number ^ number >> 32) * MIX & M64
+            number ^= number >> 32
+            score = number if alike else member.weight / -log((number + 1) / RANGE)
+            if score > most:
+                best, most = member, score
+        return best
 
 
-def bounded(percent: int) -> Choose:
+class Bounded(Rendezvous):
     """The best score of those below their share of all the requests inside, this one included."""
 
-    def choose(key: int, candidates: Members) -> Member:
-        total = sum(member.active for member in candidates) + 1
-        share = total * percent / 100 / sum(member.weight for member in candidates)
-        return rendezvous(key, [each for each in candidates if each.active < ceil(share * each.weight)])
+    def __init__(self, percent: int) -> None:
+        super().__init__()
+        self._factor = percent / 100
+        self._weights = Kept(lambda candidates: sum(member.weight for member in candidates))
 
-    return choose
+    def __call__(self, key: int, candidates: Members) -> Member:
+        total = 1
+        for member in candidates:
+            total += member.active
+        share = total * self._factor / self._weights.of(candidates)
+        open_ = [member for member in candidates if member.active < ceil(share * member.weight)]
+        return self.best(key, open_, alike=self._alike.of(candidates))
 
 
 def ketama() -> Choose:
@@ -212,10 +235,10 @@ PLAIN: dict[str, Callable[[Random], Policy]] = {
     "p2c": lambda rng: TwoChoices(rng, requests),
     "peak_ewma": lambda rng: TwoChoices(rng, latency),
     "random": Drawn,
-    "source": lambda _: ByKey(lambda request: request.client, rendezvous),
+    "source": lambda _: ByKey(lambda request: request.client, Rendezvous()),
 }
 KEYED: dict[str, Callable[[], Choose]] = {
-    "rendezvous": lambda: rendezvous,
+    "rendezvous": Rendezvous,
     "ketama": ketama,
     "maglev": maglev,
 }
@@ -233,7 +256,7 @@ def policy_named(text: str, rng: Random) -> Policy:
     if word in KEYED and rest:
         return ByKey(_key(rest, text), KEYED[word]())
     if word == "bounded" and len(rest) > 1:
-        return ByKey(_key(rest[:-1], text), bounded(_percent(rest[-1])))
+        return ByKey(_key(rest[:-1], text), Bounded(_percent(rest[-1])))
     raise ConfigError(f"need a policy ({', '.join(POLICIES)}), got {text!r}")
 
 
