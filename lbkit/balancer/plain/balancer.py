@@ -40,7 +40,7 @@ from lbkit.balancer.exchange import (
     received,
 )
 from lbkit.balancer.plain.member import Member
-from lbkit.balancer.plain.policy import policy_named
+from lbkit.balancer.plain.policy import ByKey, policy_named
 from lbkit.errors import ConfigError
 
 __all__ = ["Plain"]
@@ -62,6 +62,8 @@ class Plain:
         self._policy = policy_named(policy, rng or Random())
         self._timed = policy == "peak_ewma"
         self._sort()
+        if isinstance(self._policy, ByKey):
+            self._policy.prepare(self._candidates)
 
     def serve(self, request: Request, *, now: float) -> Flow:
         candidates = self._candidates if not self._limits else self._with_room()

@@ -21,7 +21,7 @@ from lbkit.balancer.nginx.variable import compiled
 from lbkit.balancer.plain.member import Member, hashed
 from lbkit.errors import ConfigError
 
-__all__ = ["POLICIES", "QUICK", "Policy", "policy_named"]
+__all__ = ["POLICIES", "QUICK", "ByKey", "Policy", "policy_named"]
 
 T = TypeVar("T")
 TABLE = 65537
@@ -143,6 +143,11 @@ class ByKey:
         self._choose = choose
         self._turns = RoundRobin()
 
+    def prepare(self, candidates: Members) -> None:
+        """Build rings and tables. Raises ConfigError for what would be too big."""
+        if candidates:
+            self._choose(0, candidates)
+
     def pick(self, request: Request, candidates: Members, now: float) -> Member:
         if key := self._key_of(request):
             return self._choose(hashed(key), candidates)
@@ -200,10 +205,10 @@ def ketama() -> Choose:
 
 
 def _ring(candidates: Members) -> tuple[list[int], list[Member]]:
-    refuse_big_ring(sum(member.weight for member in candidates))
+    refuse_big_ring(sum(member.whole for member in candidates))
     owners: dict[int, Member] = {}
     for member in candidates:
-        for point in ketama_points(member.address, member.weight):
+        for point in ketama_points(member.address, member.whole):
             owners.setdefault(point, member)
     points = sorted(owners)
     return points, [owners[point] for point in points]
