@@ -2,9 +2,9 @@
 
     python -m benchmarks.balancer [--only TEXT] [--sizes 3,10,1000,100000]
 
-Microseconds, each the best of some short rounds, as timeit has it: `pick` is from the request to the replica's
-name, `flow` is with the answer and the release. `-` where a profile refuses so many. The last line is a fixed
-piece of Python, for comparing this machine at this minute with another one.
+Microseconds, each the best of some short rounds, as timeit has it: `pick` is from the request to the name of
+its replica, `flow` is with the answer and the release. `-` where a profile refuses so many. The last line is
+a fixed piece of Python, for comparing this machine at this minute with another one.
 """
 
 from __future__ import annotations

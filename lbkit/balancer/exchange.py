@@ -61,6 +61,8 @@ class Request:
     client: str = "127.0.0.1"
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bool = False
+    first: bool = True
+    """Whether it is the first one of its connection: HAProxy closes that of others when a reply breaks."""
 
     def header(self, name: str) -> str:
         return self.headers.get(name, "")

@@ -30,6 +30,13 @@ from lbkit.errors import ConfigError
 __all__ = ["Differs", "Guided", "NotModelled", "Play", "Recording", "Seen", "Start", "same_shares"]
 
 T = TypeVar("T")
+OK: Mapping[str, Any] = {"kind": "ok"}
+MOMENT = 0.001
+"""Seconds that a request takes at least. So a window of one second is not over one second after, to the tick."""
+
+AT_ONCE = ("refuse", "reset")
+"""What nobody can hold a request at."""
+
 DATE = re.compile(r"\{\{date:(-?\d+)\}\}")
 
 
@@ -78,21 +85,28 @@ class Recording:
 
 
 class Guided(Chance):
-    """Chance that takes the real balancer's choice whenever the rule allows it."""
+    """Chance that takes the real balancer's choices whenever the rule allows them."""
 
     def __init__(self) -> None:
         super().__init__(Random(1))
-        self.want: str | None = None
+        self._wanted: list[str] = []
+        self._refusing: frozenset[str] = frozenset()
+
+    def want(self, tried: Iterable[str], *, refusing: Iterable[str] = ()) -> None:
+        """Whom it tried in the step that comes. A try that was refused is seen by nobody."""
+        self._wanted = list(tried)
+        self._refusing = frozenset(refusing)
 
     def one(self, options: Sequence[T]) -> T:
-        return next((option for option in options if self._wanted(option)), options[0])
+        names = [getattr(option, "name", option) for option in options]
+        if self._wanted and self._wanted[0] in names:
+            return options[names.index(self._wanted.pop(0))]
+        refused = (option for option, name in zip(options, names, strict=True) if name in self._refusing)
+        return next(refused, options[0])
 
     def two(self, count: int, decide: Callable[[int, int], T]) -> T:
         results = [decide(a, b) for a in range(count) for b in range(count)]
         return self.one(results)
-
-    def _wanted(self, option: object) -> bool:
-        return getattr(option, "name", option) == self.want
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +153,9 @@ class Held:
     request: Request
     attempt: Attempt | None = None
     wait: Wait | None = None
+    mode: Mapping[str, Any] = field(default_factory=dict)
+    """How the replica was when the request came to it."""
+
     sent: list[str] = field(default_factory=list)
     answer: Answer | None = None
 
@@ -153,12 +170,16 @@ class Play:
         self.modes: dict[str, Mapping[str, Any]] = {}
         self.held: dict[object, Held] = {}
         self.step = 0
+        self.first = True
+        """Whether the next request is the first one of the script's connection."""
 
     def run(self) -> None:
         expected = zip(self.recording.requests, self.recording.picked, self.recording.detail, strict=True)
         for self.step, (op, picked, detail) in enumerate(expected):
             if self.start.guide is not None:
-                self.start.guide.want = picked
+                refusing = [name for name, mode in self.modes.items() if mode["kind"] == "refuse"]
+                tried = (detail or {}).get("attempts") or ([picked] if picked else [])
+                self.start.guide.want(tried, refusing=refusing)
             if detail and "unix_time" in detail:
                 self.now = float(detail["unix_time"])
             seen = getattr(self, f"_{op['op']}", self._unknown)(op)
@@ -197,12 +218,13 @@ class Play:
             self.now += op["gap"]
             if self.start.tick is not None:
                 self.start.tick(self.now)
-        held = self._open(op)
+        held = self._open(op, first=self.first or "src_bind" in op)
         while held.answer is None:
             if held.attempt is None:
                 self._give_up(held)
             else:
                 self._send(held, self._outcome(held, held.attempt))
+        self.first = held.answer.status == 0
         return self._seen(held, held.answer)
 
     def _start(self, op: Mapping[str, Any]) -> Seen:
@@ -210,6 +232,8 @@ class Play:
         self.held[op["id"]] = held
         if held.wait is not None and "wait" in op:
             self._give_up(held)
+        while held.attempt is not None and held.mode["kind"] in AT_ONCE:
+            self._send(held, self._outcome(held, held.attempt))
         if held.answer is not None:
             return self._seen(held, held.answer)
         if held.wait is not None:
@@ -218,16 +242,16 @@ class Play:
 
     def _finish(self, op: Mapping[str, Any]) -> Seen:
         held = self.held.pop(op["id"])
-        status = 200
-        if held.attempt is not None:
+        while held.attempt is not None:
             self._send(held, self._outcome(held, held.attempt))
-            status = held.answer.status if held.answer else 0
         arrived = self._wake()
-        return Seen(status=status, then_arrived=arrived)
+        return Seen(status=held.answer.status if held.answer else 0, then_arrived=arrived)
 
     # -- one request
 
-    def _open(self, op: Mapping[str, Any]) -> Held:
+    def _open(self, op: Mapping[str, Any], *, first: bool = True) -> Held:
+        """`first`: of its connection. What is held has one of its own."""
+        self.now += MOMENT
         headers = {name.lower(): self._dated(value) for name, value in op.get("headers", {}).items()}
         request = Request(
             method=op.get("method", "GET"),
@@ -235,6 +259,7 @@ class Play:
             client=op.get("src_bind", "127.0.0.1"),
             headers=headers,
             body=bool(op.get("body")),
+            first=first,
         )
         request = replace(request, client=self.start.client(request))
         flow = self.start.model.serve(request, now=self.now)
@@ -267,10 +292,11 @@ class Play:
         elif isinstance(asked, Attempt):
             held.attempt = asked
             held.request = asked.request or held.request
+            held.mode = self.modes.get(asked.replica, OK)
 
     def _outcome(self, held: Held, asked: Attempt) -> Outcome:
         name = asked.replica
-        mode = self.modes.get(name, {"kind": "ok"})
+        mode = held.mode
         self.now += asked.after
         if mode["kind"] == "refuse":
             return Outcome(at=self.now, fault=Fault.REFUSED)

@@ -266,11 +266,12 @@ class Envoy:
 
     def _pick(self, hashed: int | None, tried: Sequence[str]) -> Host | None:
         value = hashed if hashed is not None else self._chance.rng.getrandbits(64)
-        host = self._draw(value, len(tried))
-        for _ in range(self._retries.draws if self._retries.previous_hosts and tried else 0):
+        host = self._draw(value, 0)
+        # Without the predicate a retry asks for the same: what is hashed goes to the same host again.
+        for draw in range(self._retries.draws if self._retries.previous_hosts and tried else 0):
             if host is None or host.name not in tried:
                 break
-            host = self._draw(value, len(tried))
+            host = self._draw(value, draw + 1)
         return host
 
     def _draw(self, value: int, attempt: int) -> Host | None:

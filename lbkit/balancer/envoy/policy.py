@@ -16,9 +16,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from heapq import heappop, heappush
+from heapq import heapify, heapreplace
 from itertools import count
-from math import ceil, floor
+from math import ceil, lcm
 from random import Random
 from typing import Protocol
 
@@ -39,6 +39,8 @@ __all__ = [
 ]
 
 M64 = 0xFFFFFFFFFFFFFFFF
+MOST_PICKS = 100_000
+"""With more weight in all, a rotation begins at its beginning: nobody waits for a random start."""
 
 
 class Chooser(Protocol):
@@ -48,26 +50,38 @@ class Chooser(Protocol):
 class Scheduler:
     """Earliest deadline first; ties in the order in which they were put back.
 
-    It begins as if `start` picks had been made: each host's whole share of them at once, the rest one by one.
-    Deadlines are doubles, so that a large start breaks ties in another way than a small one.
+    It begins as if `start` picks had been made. Deadlines are whole numbers, so that equal ones are equal: a
+    host of weight w comes again after `cycle` / w.
     """
 
-    def __init__(self, hosts: Sequence[Host], weight: Callable[[Host], float], *, start: int) -> None:
-        self._weight = weight
+    def __init__(self, hosts: Sequence[Host], *, start: int, load: Callable[[Host], int]) -> None:
+        self._cycle = lcm(*(host.weight for host in hosts))
+        self._load = load
         self._order = count()
-        self._heap: list[tuple[float, int, Host]] = []
-        weights = [weight(host) for host in hosts]
-        total = sum(weights)
-        picks = [floor(start * each / total) for each in weights]
-        for host, share, made in zip(hosts, weights, picks, strict=True):
-            heappush(self._heap, ((made + 1) / share, next(self._order), host))
-        for _ in range(start - sum(picks)):
-            self.next()
+        self._heap = [(self._after(host), next(self._order), host) for host in hosts]
+        heapify(self._heap)
+        total = sum(host.weight for host in hosts)
+        if total <= MOST_PICKS:
+            for _ in range(start if start < 2 * total else total + start % total):
+                self.next()
 
     def next(self) -> Host:
-        deadline, _, host = heappop(self._heap)
-        heappush(self._heap, (deadline + 1 / self._weight(host), next(self._order), host))
+        deadline, _, host = self._heap[0]
+        heapreplace(self._heap, (deadline + self._after(host), next(self._order), host))
         return host
+
+    def _after(self, host: Host) -> float:
+        if host.factor == 1:
+            return self._cycle // host.weight * self._load(host)
+        return self._cycle / (host.weight * host.factor) * self._load(host)
+
+
+def no_load(_: Host) -> int:
+    return 1
+
+
+def requests_inside(host: Host) -> int:
+    return host.active + 1
 
 
 class RoundRobin:
@@ -76,12 +90,8 @@ class RoundRobin:
     def __init__(self, hosts: Sequence[Host], *, turns: Iterator[int], start: int) -> None:
         self._hosts = hosts
         self._turns = turns
-        equal = len({host.weight for host in hosts}) == 1
-        total = sum(host.weight for host in hosts)
-        # Shares, not weights: their inverses are exact more often, and exact ties go first in, first out.
-        share = partial(_share, total=total)
-        steady = equal and all(host.factor == 1 for host in hosts)
-        self._scheduler = None if steady else Scheduler(hosts, share, start=start)
+        steady = len({host.weight for host in hosts}) == 1 and all(host.factor == 1 for host in hosts)
+        self._scheduler = None if steady else Scheduler(hosts, start=start, load=no_load)
 
     def choose(self, hashed: int, attempt: int) -> Host:
         if self._scheduler is not None:
@@ -90,12 +100,10 @@ class RoundRobin:
 
 
 class LeastRequest:
-    """Unequal weights: a host's weight is taken when it is put back, before the new pick is counted."""
+    """Unequal weights: a host's load counts when it is put back, before the new pick is counted."""
 
     def __init__(self, hosts: Sequence[Host], *, start: int) -> None:
-        self._scheduler = Scheduler(
-            hosts, lambda host: host.weight * host.factor / (host.active + 1), start=start
-        )
+        self._scheduler = Scheduler(hosts, start=start, load=requests_inside)
 
     def choose(self, hashed: int, attempt: int) -> Host:
         return self._scheduler.next()
@@ -263,10 +271,6 @@ def mt19937(seed: int) -> Callable[[], int]:
 
 
 FUNCTIONS: dict[str, Callable[[bytes], int]] = {"XX_HASH": xxh64, "MURMUR_HASH_2": murmur2}
-
-
-def _share(host: Host, *, total: int) -> float:
-    return host.weight * host.factor / total
 
 
 def _shares(hosts: Sequence[Host]) -> list[float]:

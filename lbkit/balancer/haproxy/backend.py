@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, gcd
 from random import Random
 from typing import Protocol
 
@@ -88,6 +88,9 @@ class Stream:
     ck: Persistence | None = None
     bound: Node | None = None
     avoid: Node | None = None
+    before: Node | None = None
+    """Where it was when it was redispatched."""
+
     retries: int = 0
     moved: bool = False
     pause: float = 0.0
@@ -139,7 +142,6 @@ class Haproxy:
         self._stuck: dict[str, Node] = {}
         self._queue: list[Pending] = []
         self._woken: list[Wait] = []
-        self._reused = False
         self._starting: list[Node] = []
         self.healths: dict[str, Health] = {}
         """What checks and traffic have made of the servers, once `observe` was called."""
@@ -156,10 +158,10 @@ class Haproxy:
             draws = int(re.sub(r"\D", "", self.balance) or 2)
             return lambda nodes: RandomDraws(nodes, draws=draws, rng=self._rng)
         if self._hashed is not None:
-            return (lambda nodes: Ring(nodes, factor=factor)) if "consistent" in hash_type else Map
+            return (lambda nodes: Ring(nodes, factor=factor)) if "consistent" in hash_type else self._map
         known: dict[str, Callable[[list[Node]], Algorithm]] = {
             "roundrobin": RoundRobin,
-            "static-rr": Map,
+            "static-rr": self._map,
             "leastconn": LeastConn,
             "first": First,
         }
@@ -167,6 +169,9 @@ class Haproxy:
             names = ", ".join([*known, "random", "source", "uri", "url_param", "hdr(NAME)"])
             raise ConfigError(f"need an algorithm of HAProxy ({names}), got {self.balance!r}")
         return known[word]
+
+    def _map(self, nodes: list[Node]) -> Map:
+        return Map(nodes, common=gcd(*(node.server.weight for node in self.nodes)) or 1)
 
     # -- what an operator, a check or an agent may change
 
@@ -279,17 +284,18 @@ class Haproxy:
         if self.cookie is not None or self._stick_on:
             self._bind(stream, now)
         while True:
-            node = stream.bound or self._pick(stream)
+            node, letters = stream.bound or self._pick(stream), ""
             if node is not None and node.free:
                 self._take(node)
             else:
+                letters = "SC"
                 try:
                     node = yield from self._slot(stream, node, now)
                 except TimeoutError:
-                    node = None
+                    node, letters = None, "sQ"
             if node is None:
-                return self._answer(stream, None, 503)
-            stream.attempts.append(node.name)
+                return self._answer(stream, None, 503, letters=letters)
+            self._arrived(stream, node)
             try:
                 outcome = received((yield self._asked(stream, node, request)))
                 now = outcome.at
@@ -335,7 +341,7 @@ class Haproxy:
         if node is not None and self._queue_full(node):
             if not (stream.ck and stream.ck.node and self.retries.redispatch):
                 return None
-            self._unbind(stream)
+            self._unbind(stream, node)
             node = self._pick(stream)
         while True:
             if node is not None and node.free:
@@ -346,7 +352,7 @@ class Haproxy:
             given = yield from self._wait(node, now)
             if given is not None:
                 return given
-            self._unbind(stream)  # its server went down while it waited there
+            self._unbind(stream, node)  # its server went down while it waited there
             node = self._pick(stream)
 
     def _wait(self, node: Node | None, now: float) -> Generator[Wait, Outcome | None, Node | None]:
@@ -404,18 +410,27 @@ class Haproxy:
         redispatch = self.retries.redispatch != 0
         several = turns and self._usable > 1
         if redispatch and (node.stopped or self.retries.elsewhere(stream.retries) or several):
-            self._unbind(stream)
+            self._unbind(stream, node)
             stream.avoid = node
             stream.pause = 0.0
         else:
             stream.bound = node
             stream.pause = 0.0 if outcome.sent else self.retries.pause
 
-    def _unbind(self, stream: Stream) -> None:
+    def _unbind(self, stream: Stream, node: Node | None) -> None:
         stream.bound = None
-        stream.moved = True
+        stream.before = node
         if stream.ck is not None:
-            stream.ck.moved()
+            stream.ck.node = None
+
+    def _arrived(self, stream: Stream, node: Node) -> None:
+        """A redispatch that ends at the same server is none."""
+        stream.attempts.append(node.name)
+        if stream.before is not None and stream.before is not node:
+            stream.moved = True
+            if stream.ck is not None:
+                stream.ck.moved()
+        stream.before = None
 
     # -- slots
 
@@ -467,7 +482,7 @@ class Haproxy:
         if fault is Fault.TIMEOUT:
             return self._answer(stream, None, 504, letters="sH")
         # On a connection that has served already, the client is told by closing it: it may then retry itself.
-        return self._answer(stream, None, 0 if self._reused else 502, letters="SH")
+        return self._answer(stream, None, 502 if stream.request.first else 0, letters="SH")
 
     def _answer(
         self,
@@ -477,7 +492,6 @@ class Haproxy:
         outcome: Outcome | None = None,
         letters: str = "--",
     ) -> Answer:
-        self._reused = status != 0
         cookies = outcome.set_cookie if outcome else ()
         if stream.ck is not None and node is not None and outcome is not None:
             cookies = stream.ck.response(node, outcome)

@@ -68,7 +68,7 @@ class Persistence:
         value = pairs[0][1]
         if self.cookie.mode == "prefix":
             name, tilde, rest = value.partition("~")
-            key = name if tilde else None
+            key: str | None = name
             self._forward(rest if tilde else value)
         else:
             key = self._dated(value)
@@ -116,8 +116,7 @@ class Persistence:
         self.request = replace(self.request, headers=headers)
 
     def moved(self) -> None:
-        """The request was redispatched: its server did not take it."""
-        self.node = None
+        """The request was redispatched to another server."""
         if self.letter == "V":
             self.letter = "D"
 

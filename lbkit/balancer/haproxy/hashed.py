@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from math import gcd
 from random import Random
 
 from lbkit.balancer.haproxy.node import Node
@@ -24,8 +23,10 @@ M32 = 0xFFFFFFFF
 class Map:
     """One slot for each unit of weight, interleaved. It is rebuilt when a server comes or goes."""
 
-    def __init__(self, nodes: Sequence[Node]) -> None:
+    def __init__(self, nodes: Sequence[Node], *, common: int = 1) -> None:
+        """`common`: the greatest common divisor of all servers' weights, backups and disabled ones too."""
         self._nodes = nodes
+        self._common = common
         self._slots: list[Node] | None = None
         self._index = 0
 
@@ -38,7 +39,7 @@ class Map:
     @property
     def slots(self) -> list[Node]:
         if self._slots is None:
-            self._slots = _slots([node for node in self._nodes if node.usable])
+            self._slots = _slots([node for node in self._nodes if node.usable], self._common)
         return self._slots
 
     def pick(self, avoid: Node | None = None) -> Node | None:
@@ -65,9 +66,8 @@ class Map:
         return self.slots[at]
 
 
-def _slots(nodes: Sequence[Node]) -> list[Node]:
-    common = gcd(*(node.weight for node in nodes)) or 1
-    weights = [node.weight // common for node in nodes]
+def _slots(nodes: Sequence[Node], common: int) -> list[Node]:
+    weights = [-(-node.weight // common) for node in nodes]
     if set(weights) == {1}:
         return list(nodes)  # what comes out of the walk below, in which each is looked at for each slot
     total = sum(weights)

@@ -46,7 +46,6 @@ __all__ = ["starts"]
 
 Make = Callable[[list[Host], Source], Chooser]
 PHASES = 10
-TURNS = 4
 LAGS = (0.0, 0.05)
 PORTS = range(1024, 65536)
 DRAWING = ("ROUND_ROBIN", "LEAST_REQUEST")
@@ -84,8 +83,8 @@ def _rotations(recording: Recording, cluster: dict[str, Any]) -> int:
         return 1
     weights = [server["weight"] for server in recording.servers]
     # Equal weights: an index over lists of any length up to all of them. Unequal: some picks beforehand, and
-    # as the deadlines are doubles, not every turn breaks its ties as the first one does.
-    return lcm(*range(1, len(weights) + 1)) if len(set(weights)) == 1 else TURNS * sum(weights)
+    # as ties go first in, first out, the first turn may differ from all others.
+    return lcm(*range(1, len(weights) + 1)) if len(set(weights)) == 1 else 2 * sum(weights)
 
 
 def _hosts(recording: Recording) -> list[Host]:
