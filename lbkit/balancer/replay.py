@@ -32,7 +32,7 @@ __all__ = ["Differs", "Guided", "NotModelled", "Play", "Recording", "Seen", "Sta
 T = TypeVar("T")
 OK: Mapping[str, Any] = {"kind": "ok"}
 MOMENT = 0.001
-"""Seconds that a request takes at least. So a window of one second is not over one second after, to the tick."""
+"""Seconds that a request takes at least: a window of a second is not over a second later, to the tick."""
 
 AT_ONCE = ("refuse", "reset")
 """What nobody can hold a request at."""

@@ -245,8 +245,11 @@ class Haproxy:
             node.up_at, node.sixteenths = None, slow_start(0, int(node.server.slowstart))
             node.maxconn = min(node.full_maxconn, 1)
             self._starting.append(node)
+        before = node.usable, node.eweight
         node.recount()
-        self._group(node).changed(node)
+        if (node.usable, node.eweight) != before:
+            # A change that changes nothing must not move the server behind its equals.
+            self._group(node).changed(node)
         self._aim()
         if node.stopped:
             self._redistribute(node)
