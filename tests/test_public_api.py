@@ -32,7 +32,8 @@ PUBLIC = {
     },
     "lbkit.testkit": {
         "Attempt", "Cluster", "ClusterReplica", "Fault", "Row", "Trace", "WebsocketClosed",
-        "assert_at_most_once", "assert_drained", "assert_failover", "assert_no_lost_requests",
+        "assert_at_most_once", "assert_drained", "assert_failover", "assert_no_local_files",
+        "assert_no_lost_requests", "assert_stateless",
         "assert_rebalanced", "assert_same_everywhere", "assert_spread", "assert_sticky", "assert_survives",
         "crash", "drip", "error", "flap", "hang", "refuse", "reset", "slow", "unready",
     },

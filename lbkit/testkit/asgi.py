@@ -20,7 +20,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from lbkit.errors import ReplicaFault, ReplicaReset, ReplicaTimeout
+from lbkit.errors import ReplicaFault, ReplicaRefused, ReplicaReset, ReplicaTimeout
 from lbkit.testkit.faults import Plan
 from lbkit.testkit.retry import Again, may_retry
 from lbkit.testkit.trace import Attempt, Row
@@ -285,7 +285,7 @@ class Call:
         if task.cancelled():  # by the app's own doing: as good as an error
             raise RuntimeError("the app cancelled itself")
         if (error := task.exception()) is not None:
-            self._attempt.fault = f"raised {type(error).__name__}: {error}"
+            self._attempt.fault = fault_of(error)
             raise error
 
     async def _broken(self, task: asyncio.Task[None], error: OSError) -> None:
@@ -414,6 +414,14 @@ class Call:
             await asyncio.sleep(size / rate)
             body = body[size:]
         return {**message, "body": body}
+
+
+def fault_of(error: BaseException) -> str:
+    """A replica that is a process of its own tells by these errors how it has failed."""
+    for kind, word in ((ReplicaRefused, "refused"), (ReplicaReset, "reset"), (ReplicaTimeout, "timeout")):
+        if isinstance(error, kind):
+            return word
+    return f"raised {type(error).__name__}: {error}"
 
 
 def _client(scope: Scope) -> str:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from lbkit.errors import ConfigError
@@ -22,10 +23,12 @@ __all__ = [
     "assert_at_most_once",
     "assert_drained",
     "assert_failover",
+    "assert_no_local_files",
     "assert_no_lost_requests",
     "assert_rebalanced",
     "assert_same_everywhere",
     "assert_spread",
+    "assert_stateless",
     "assert_sticky",
     "assert_survives",
 ]
@@ -191,6 +194,49 @@ def _text(answer: Any) -> str:
     """Of a Flask or of an httpx response."""
     text = answer.text
     return text if isinstance(text, str) else str(text())
+
+
+def assert_stateless(cluster: Cluster, *, allow: Iterable[str] = ()) -> None:
+    """No request has changed the memory of a replica; names that match `allow` may change.
+
+    The cluster must be one of a recipe, so that each replica has modules of its own.
+    """
+    allowed = list(allow)
+    found = [line for replica in cluster for line in _written_in(replica, allowed)]
+    if found:
+        told = "\n    ".join(found)
+        _fail(f"requests have changed memory that other replicas do not see:\n    {told}", cluster.trace)
+
+
+def _written_in(replica: ClusterReplica, allowed: Sequence[str]) -> Iterator[str]:
+    if replica.memory is None:
+        rule = "need a recipe such as 'shop:create_app()', in module isolation"
+        raise ConfigError(f"{rule}, to look into the memory of {replica.name}")
+    for change in replica.memory.changes():
+        if not any(fnmatchcase(change.name, pattern) for pattern in allowed):
+            place = replica.memory.where(change)
+            yield f"{replica.name}: {change.name} ({change.how})" + (f"  {place}" if place else "")
+
+
+def assert_no_local_files(cluster: Cluster, *, allow: Iterable[str] = ()) -> None:
+    """No replica has read a file that another one wrote: on two machines it would not be there.
+
+    Paths that match `allow` are left out. The cluster must be one of a recipe.
+    """
+    if any(replica.space is None for replica in cluster):
+        raise ConfigError("need a recipe such as 'shop:create_app()' to know who opens a file")
+    allowed = list(allow)
+    found = [
+        seen
+        for seen in cluster.files.found.values()
+        if not any(fnmatchcase(seen.path, pattern) for pattern in allowed)
+    ]
+    if found:
+        lines = [f"{seen.reader} read {seen.path}, which {seen.writer} wrote" for seen in found]
+        told = "\n    ".join(lines)
+        _fail(
+            f"files that are on one machine only:\n    {told}", [row for seen in found for row in seen.rows]
+        )
 
 
 def assert_survives(

@@ -35,11 +35,12 @@ from lbkit.testkit.chaos import Chaos
 from lbkit.testkit.client import Visitor, aclient, client
 from lbkit.testkit.faults import Fault, Faults, Injection
 from lbkit.testkit.load import Load
-from lbkit.testkit.origin import App, Apps, Origin, origin_of, origins
+from lbkit.testkit.origin import HOOKS, App, Apps, Origin, origin_of, origins
 from lbkit.testkit.portal import Portal
 from lbkit.testkit.replica import ClusterReplica
 from lbkit.testkit.retry import OUT
 from lbkit.testkit.trace import Row, Trace
+from lbkit.testkit.watching import FileWatch
 from lbkit.testkit.wsgi import Door as WSGIDoor
 from lbkit.types import ASGIApp, Clock, WSGIApp
 
@@ -101,6 +102,9 @@ class Cluster:
         self.replicas: dict[str, ClusterReplica] = {}
         """By their names. Empty until the cluster is started."""
 
+        self.files = FileWatch(self)
+        """Files that one replica wrote and another one read."""
+
         self._clients = 0
         self._out: dict[str, float] = {}
         self._closing: list[Callable[[], object]] = []
@@ -110,6 +114,8 @@ class Cluster:
     def start(self) -> Cluster:
         """Start all replicas. Raises StartupError, with the name of the one that failed."""
         self.portal = Portal(name="lbkit-cluster")
+        self.files.start()
+        HOOKS.enter()
         try:
             self._grow(self._origins)
         except BaseException:
@@ -119,6 +125,7 @@ class Cluster:
 
     def close(self) -> None:
         """Shut all replicas down, and end what still runs."""
+        self.files.stop()
         while self._closing:
             self._closing.pop()()
         if self.portal.closed:
@@ -127,6 +134,7 @@ class Cluster:
             self.run(self._close())
         finally:
             self.portal.close()
+            HOOKS.leave()
 
     async def _close(self) -> None:
         for replica in self.replicas.values():

@@ -5,6 +5,7 @@ given                         each start of a replica makes
 ============================  ===========================================================
 `"shop:create_app()"`         an app from its own copies of the first-party modules
 ... with isolation="none"     what the factory returns, from the modules of this process
+... with "process"            a process of its own, with its own server, at a unix socket
 a function                    what it returns
 an app                        nothing: that very object again, with its memory
 ============================  ===========================================================
@@ -18,14 +19,30 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
+from lbkit.asgi.replica import ChildApp
 from lbkit.balancer.members import name_of, named
+from lbkit.children import Child
 from lbkit.errors import ConfigError
 from lbkit.testkit.first_party import FirstParty
-from lbkit.testkit.isolation import ISOLATIONS, IsolatedReplica, ModuleReplica
-from lbkit.testkit.spaces import Space
+from lbkit.testkit.isolation import ISOLATIONS, ModuleReplica
+from lbkit.testkit.spaces import SWITCH, Space
 from lbkit.types import ASGIApp, WSGIApp
 
-__all__ = ["App", "Apps", "Factory", "Made", "Object", "Origin", "Recipe", "origin_of", "origins"]
+__all__ = [
+    "HOOKS",
+    "App",
+    "Apps",
+    "Factory",
+    "Made",
+    "Object",
+    "Origin",
+    "Process",
+    "Recipe",
+    "origin_of",
+    "origins",
+]
+
+PROCESS = "process"
 
 App: TypeAlias = "ASGIApp | WSGIApp"
 Apps: TypeAlias = "str | Callable[[], App] | Mapping[str, App] | Iterable[App]"
@@ -41,7 +58,29 @@ class Made:
     inner: Any
     """The bare app, with the attributes that its framework gives it."""
 
-    isolated: IsolatedReplica | None = None
+    isolated: ModuleReplica | None = None
+    process: Child | None = None
+
+
+class Hooks:
+    """The hooks of spaces, which route `import`, for as long as a cluster needs them."""
+
+    def __init__(self) -> None:
+        self._users = 0
+        self._ours = False
+
+    def enter(self) -> None:
+        if not self._users:
+            self._ours = not SWITCH.installed  # else a run over replicas has put them in, and takes them out
+        self._users += 1
+
+    def leave(self) -> None:
+        self._users -= 1
+        if not self._users and self._ours:
+            SWITCH.remove()
+
+
+HOOKS = Hooks()
 
 
 class Origin(Protocol):
@@ -57,7 +96,8 @@ class Recipe:
         from lbkit.cli.target import parse
 
         if isolation not in ISOLATIONS:
-            raise ConfigError(f"need an isolation of {', '.join(ISOLATIONS)}, got {isolation!r}")
+            known = ", ".join([*ISOLATIONS, PROCESS])
+            raise ConfigError(f"need an isolation of {known}, got {isolation!r}")
         self.target = parse(text.removesuffix("()"))
         self.isolation = isolation
         if str(self.target.root) not in sys.path:
@@ -68,6 +108,18 @@ class Recipe:
         space = Space(name, self.first_party, own=self.isolation == "none")
         replica = ModuleReplica(space, self.target)
         return Made(replica.app, replica.inner, replica)
+
+
+class Process:
+    """The same recipe, for processes."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text.removesuffix("()")
+
+    def make(self, name: str) -> Made:
+        child = Child(self.text, name=name)
+        app = ChildApp(child)
+        return Made(app, app, process=child)
 
 
 class Factory:
@@ -101,6 +153,8 @@ def origins(
 
 def origin_of(app: object, *, isolation: str, private: Iterable[str]) -> Origin:
     """Of a recipe or a factory."""
+    if isinstance(app, str) and isolation == PROCESS:
+        return Process(app)
     if isinstance(app, str):
         return Recipe(app, isolation=isolation, private=private)
     if callable(app) and _takes_nothing(app):

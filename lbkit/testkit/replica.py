@@ -23,13 +23,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 from lbkit.asgi.lifespan import Lifespan
 from lbkit.asgi.replica import as_asgi
 from lbkit.balancer import Mode
+from lbkit.children import Child
 from lbkit.errors import ConfigError, ReplicaRefused, ReplicaReset, StartupError
 from lbkit.testkit import faults as kinds
 from lbkit.testkit.asgi import Upstream
 from lbkit.testkit.faults import Fault, Faults, Injection, Place, Plan
-from lbkit.testkit.isolation import IsolatedReplica
+from lbkit.testkit.isolation import ModuleReplica
 from lbkit.testkit.origin import Made, Origin
+from lbkit.testkit.spaces import Space
 from lbkit.testkit.trace import Attempt, Row
+from lbkit.testkit.watching import MemoryWatch
 from lbkit.testkit.wsgi import Upstream as WSGIUpstream
 from lbkit.types import ASGIApp, WSGIApp
 
@@ -74,6 +77,9 @@ class ClusterReplica:
         self.origin = origin
         self.inner: Any = None
         """Its bare app, with the attributes that its framework gives it. Requests go to `cluster.app`."""
+
+        self.memory: MemoryWatch | None = None
+        """What requests have changed in it, where it has modules of its own."""
 
         self._made: Made | None = None
         self.asgi: ASGIApp
@@ -166,7 +172,18 @@ class ClusterReplica:
         """Call a function inside the replica: `shop.cache:clear`, or one of yours."""
         return self._isolated().run(target, *args, **kwargs)
 
-    def _isolated(self) -> IsolatedReplica:
+    @property
+    def space(self) -> Space | None:
+        """Its own copies of the first-party modules; None when it has none."""
+        made = self._made
+        return made.isolated.space if made is not None and made.isolated is not None else None
+
+    @property
+    def process(self) -> Child | None:
+        """Its process, for `isolation="process"`: `process.send_signal(signal.SIGSTOP)` freezes it."""
+        return self._made.process if self._made is not None else None
+
+    def _isolated(self) -> ModuleReplica:
         if self._made is None or self._made.isolated is None:
             raise ConfigError(f"need a recipe such as 'shop:create_app()' to look into {self.name}")
         return self._made.isolated
@@ -281,6 +298,8 @@ class ClusterReplica:
 
     def crash(self) -> None:
         """The process is gone, and nothing is waited for. On the cluster's loop, or where WSGI is served."""
+        if self.process is not None:
+            self.process.kill()
         self._down(ReplicaReset(f"replica {self.name} was killed"))
         lifespan, self._lifespan = self._lifespan, None
         if lifespan is not None:
@@ -315,6 +334,8 @@ class ClusterReplica:
         else:
             await self._live(as_asgi(app))
         self.state, self.reason, self.down_at = "up", None, None
+        space = self.space
+        self.memory = MemoryWatch(space, self.inner) if space is not None and not space.own else None
         self.cluster.mode(self.name, Mode.READY)
 
     async def _live(self, app: ASGIApp) -> None:

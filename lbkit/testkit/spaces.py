@@ -188,6 +188,10 @@ class Switch:
             for listener in space.on_load:
                 listener(space, list(new.values()))
 
+    @property
+    def installed(self) -> bool:
+        return bool(self._undo)
+
     def install(self) -> None:
         if self._undo:
             return

@@ -8,32 +8,46 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import Any, Protocol
 
 from lbkit.testkit.findings import Finding, Oracle, Report
 from lbkit.testkit.kit import Kit, Served, Turn, Watcher
 from lbkit.testkit.spaces import current
 
-__all__ = ["DiskWatch"]
+__all__ = ["IGNORED", "WRITES", "DiskWatch", "hook_in", "watching"]
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND
 REMEDY = "storage that all replicas share (an object store, a database, a shared volume)"
 IGNORED = (".pyc", ".pyo", ".log")
 
-watching: list[DiskWatch] = []
+
+class Opened(Protocol):
+    """Who wants to know which replica opens what."""
+
+    def opened(self, replica: str, path: str, flags: Any) -> None: ...
+
+
+watching: list[Opened] = []
+hooked: list[bool] = []
 
 
 def hook(event: str, args: tuple[Any, ...]) -> None:
     if event == "open" and watching and isinstance(args[0], (str, bytes)):
         space = current()
         if space is not None:
-            watching[0].opened(space.name, os.fsdecode(args[0]), args[2])
+            for each in watching:
+                each.opened(space.name, os.fsdecode(args[0]), args[2])
+
+
+def hook_in() -> None:
+    """Once for a process: it cannot be taken out again."""
+    if not hooked:
+        sys.addaudithook(hook)
+        hooked.append(True)
 
 
 class DiskWatch(Watcher):
     """Remembers who wrote which file, for the time of a test."""
-
-    hooked = False
 
     def __init__(self, kit: Kit) -> None:
         self.kit = kit
@@ -42,13 +56,12 @@ class DiskWatch(Watcher):
         self._serving: Served | None = None
 
     def start(self) -> None:
-        watching[:] = [self]
-        if not DiskWatch.hooked:
-            sys.addaudithook(hook)
-            DiskWatch.hooked = True
+        hook_in()
+        watching.append(self)
 
     def stop(self) -> None:
-        watching.clear()
+        if self in watching:
+            watching.remove(self)
 
     def before(self, served: Served) -> None:
         self._serving = served

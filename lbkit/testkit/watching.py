@@ -1,0 +1,100 @@
+"""What a cluster's replicas keep to themselves: memory that requests have changed, files that one wrote and
+another one read.
+
+Each replica's memory is pictured when it starts, and looked at when an assertion asks. Files are told by
+Python's audit events, as long as the cluster is up.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from lbkit.testkit.first_party import AUTO_PRIVATE
+from lbkit.testkit.oracles.disk import IGNORED, WRITES, hook_in, watching
+from lbkit.testkit.oracles.memory import Change, Picture
+from lbkit.testkit.oracles.source import where
+from lbkit.testkit.spaces import Space, current
+from lbkit.testkit.trace import Row
+
+if TYPE_CHECKING:
+    from lbkit.testkit.cluster import Cluster
+
+__all__ = ["FileWatch", "MemoryWatch", "Seen"]
+
+
+class MemoryWatch:
+    """The memory of one replica, since it was started."""
+
+    def __init__(self, space: Space, app: Any) -> None:
+        self._space = space
+        self._picture = Picture(space.first_party, self._modules, lambda: [app])
+        self._picture.take()
+        self._found: dict[str, Change] = {}
+
+    def changes(self) -> list[Change]:
+        """One for each name: the last one."""
+        self._found |= {change.name: change for change in self._picture.changes()}
+        return list(self._found.values())
+
+    def where(self, change: Change) -> str | None:
+        """`file:line` of where it begins."""
+        return where(self._modules().get(change.module), change.path)
+
+    def _modules(self) -> dict[str, ModuleType]:
+        return {
+            name: module
+            for name, module in self._space.modules.items()
+            if name.partition(".")[0] not in AUTO_PRIVATE
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A file that crossed from one replica to another."""
+
+    path: str
+    writer: str
+    reader: str
+    rows: tuple[Row, ...]
+    """The request that wrote, and the one that read."""
+
+
+class FileWatch:
+    """Who wrote which file, and who else read it."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._written: dict[str, tuple[str, Row | None]] = {}
+        self.found: dict[str, Seen] = {}
+
+    def start(self) -> None:
+        hook_in()
+        watching.append(self)
+
+    def stop(self) -> None:
+        if self in watching:
+            watching.remove(self)
+
+    def opened(self, replica: str, path: str, flags: Any) -> None:
+        """An audit event. Only of this cluster: another one has a web1 as well."""
+        if path.endswith(IGNORED) or path.startswith(("/dev/", "/proc/")) or not self._is_ours(replica):
+            return
+        path = os.path.abspath(path)
+        if isinstance(flags, int) and flags & WRITES:
+            self._written[path] = (replica, self._row(replica))
+            return
+        writer, row = self._written.get(path, (replica, None))
+        if writer != replica and path not in self.found:
+            rows = tuple(each for each in (row, self._row(replica)) if each is not None)
+            self.found[path] = Seen(path, writer, replica, rows)
+
+    def _is_ours(self, replica: str) -> bool:
+        ours = self._cluster.replicas.get(replica)
+        return ours is not None and ours.space is not None and ours.space is current()
+
+    def _row(self, replica: str) -> Row | None:
+        """The request that it is busy with: the last one that was given to it."""
+        return next((row for row in reversed(self._cluster.trace) if row.replica == replica), None)
