@@ -74,6 +74,9 @@ async def echo(websocket: WebSocket) -> None:
     await websocket.send_text(f"{os.environ['LBKIT_REPLICA_ID']} {websocket.headers.get('x-forwarded-for')}")
     async for text in websocket.iter_text():
         await websocket.send_text(text.upper())
+        if text == "bye":
+            await websocket.close(4001, "as asked")
+            return
 
 
 EVERY = ["GET", "POST", "PUT", "DELETE"]

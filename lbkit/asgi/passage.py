@@ -138,16 +138,15 @@ class Passage:
             member.state.leave()
 
     async def _may_send_again(self) -> bool:
-        last = self.tried[-1]
-        sent = [each for each in self.tried if each.fault is None or each.fault.sent]
-        if not sent:
+        if self.body.rewind():
             return True
-        if not self.body.rewind():
-            why = f"its body of more than {KEPT} bytes was not kept, so it cannot be sent again"
-            logger.warning("%s failed at %s (%s): %s", self._what(), last.replica, last.outcome, why)
-            await self._answer(502, why)
-            return False
-        return True
+        last, why = (
+            self.tried[-1],
+            f"its body of more than {KEPT} bytes was not kept, so it cannot be sent again",
+        )
+        logger.warning("%s failed at %s (%s): %s", self._what(), last.replica, last.outcome, why)
+        await self._answer(502, why)
+        return False
 
     async def _say(self, said: Answer) -> None:
         """The answer of the balancer itself: no replica gave one."""

@@ -1,4 +1,4 @@
-"""A replica at a URL or a unix socket, as an ASGI app: http goes through, streamed both ways.
+"""A replica at a URL or a unix socket, as an ASGI app: http and websockets go through, streamed both ways.
 
 It speaks through httpcore, the engine of httpx: path, headers and bytes arrive as they were sent, where a
 client would make them nice. What fails before the answer is told as the balancer understands it:
@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from lbkit.asgi.tunnel import tunnel
 from lbkit.balancer.address import Address
 from lbkit.balancer.hop import named_by_connection
 from lbkit.errors import MissingExtra, ReplicaRefused, ReplicaReset
@@ -55,7 +56,10 @@ class Upstream:
         elif scope["type"] == "lifespan":
             await self._live(receive, send)
         else:
-            await send({"type": "websocket.close", "code": 1011, "reason": "no websockets to a URL"})
+            target = _target(scope).decode("latin-1")
+            await tunnel(
+                scope, receive, send, address=self.address, target=target, connect=self._timeout["connect"]
+            )
 
     async def aclose(self) -> None:
         """Close the idle connections of the running loop."""

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from lbkit import ReplicaReset, ReplicaTimeout, RoundRobin, asgi, wsgi
+from lbkit import ReplicaRefused, ReplicaReset, ReplicaTimeout, RoundRobin, asgi, wsgi
 from lbkit import Sticky as Signed
 from lbkit.balancer import Dispatch, Mode
 from lbkit.balancer.nginx import NextUpstream, Nginx, Server, Sticky
@@ -112,14 +112,15 @@ def test_a_post_that_the_profile_sends_twice_is_warned_of_and_brings_its_body_ag
     assert warned == ["POST / goes to web2 after web1 may have run it already: it may be run twice"]
 
 
-def failing(gateway: Gateway) -> Any:
+def failing(gateway: Gateway, error: Exception | None = None) -> Any:
     """Put around a replica: it reads the request, answers nobody and is gone."""
+    error = error or ReplicaReset("gone")
     if gateway.Balancer is wsgi.Balancer:
 
         def around_wsgi(app: Any) -> Any:
             def app_that_fails(environ: Environ, _: StartResponse) -> Iterable[bytes]:
                 app(environ, lambda *_: bytes)
-                raise ReplicaReset("gone")
+                raise error
 
             return app_that_fails
 
@@ -131,7 +132,7 @@ def failing(gateway: Gateway) -> Any:
                 pass
 
             await app(scope, receive, send)
-            raise ReplicaReset("gone")
+            raise error
 
         return app_that_fails
 
@@ -150,6 +151,14 @@ def test_a_body_that_is_too_long_to_be_kept_is_not_sent_again_and_the_client_lea
     assert f"PUT / failed at web1 (reset): {why}" in caplog.text
     assert told.ask(method="PUT", content=b"x" * 65_536).status_code == 200
     assert told.idle()
+
+
+def test_what_a_replica_read_before_it_refused_is_read_again_by_the_next_one(gateway: Gateway) -> None:
+    told = Told(gateway, profile="nginx")
+    told.balancer.replicas["web1"].wrap(failing(gateway, ReplicaRefused("gone")))
+    assert told.ask(method="POST", content=b"order").status_code == 200
+    assert told.attempts() == ["web1 refused", "web2 200"]
+    assert [seen["body"] for seen in gateway.seen] == [b"order"] * 2
 
 
 def test_a_status_on_which_the_profile_goes_on_is_not_what_the_client_gets(gateway: Gateway) -> None:
