@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from lbkit import ConfigError, Departure, Health, MissingExtra, Sticky, TrustedProxies
+from lbkit.asgi import Sessions
 from lbkit.sessions import SessionOptions
 
 try:
@@ -79,7 +80,6 @@ class LBKit:
             lazy_sessions=lazy_sessions,
         )
         self.replica_id = self._starlette.replica_id
-        self.sessions = self._starlette.sessions
         self.health = self._starlette.health
         self.drain = self._starlette.drain
         self.check = self.health.check
@@ -87,6 +87,11 @@ class LBKit:
         self.on_change = self.health.on_change
         if app is not None:
             self.init_app(app)
+
+    @property
+    def sessions(self) -> Sessions:
+        """The sessions of this app. Raises ConfigError where there are none."""
+        return self._starlette.sessions
 
     def init_app(self, app: FastAPI) -> None:
         """As for Starlette; and the endpoints appear in the app's OpenAPI schema."""

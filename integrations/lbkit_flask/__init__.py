@@ -74,11 +74,16 @@ class LBKit:
         self.check = self.health.check
         self.startup_task = self.health.startup_task
         self.on_change = self.health.on_change
-        self.sessions = Sessions.of(sessions, secret_keys, session_options)
-        if self.sessions is not None:
-            self.check("sessions", critical=False)(self.sessions.check)
+        self._sessions = Sessions.of(sessions, secret_keys, session_options)
+        if self._sessions is not None:
+            self.check("sessions", critical=False)(self._sessions.check)
         if app is not None:
             self.init_app(app)
+
+    @property
+    def sessions(self) -> Sessions:
+        """The sessions of this app. Raises ConfigError where they are the framework's own."""
+        return Sessions.there(self._sessions)
 
     def init_app(self, app: Flask) -> None:
         """Put the endpoints around the app: outside of its hooks, its login and its host check.
@@ -89,8 +94,8 @@ class LBKit:
             raise ConfigError(f"need one LBKit for each app, got a second one for {app.name}")
         app.extensions["lbkit"] = self
         self.health.surround(app.app_context)
-        if self.sessions is not None:
-            app.session_interface = RedisSessionInterface(self.sessions)
+        if self._sessions is not None:
+            app.session_interface = RedisSessionInterface(self._sessions)
         # Flask's own way for WSGI middleware.
         wrapped = HealthMiddleware(self._around(cast(WSGIApp, app.wsgi_app)), self.health)
         app.wsgi_app = wrapped  # type: ignore[method-assign]

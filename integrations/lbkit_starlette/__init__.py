@@ -81,12 +81,17 @@ class LBKit:
         self.check = self.health.check
         self.startup_task = self.health.startup_task
         self.on_change = self.health.on_change
-        self.sessions = Sessions.of(sessions, secret_keys, session_options)
+        self._sessions = Sessions.of(sessions, secret_keys, session_options)
         self._lazy_sessions = lazy_sessions
-        if self.sessions is not None:
-            self.check("sessions", critical=False)(self.sessions.check)
+        if self._sessions is not None:
+            self.check("sessions", critical=False)(self._sessions.check)
         if app is not None:
             self.init_app(app)
+
+    @property
+    def sessions(self) -> Sessions:
+        """The sessions of this app. Raises ConfigError where they are the framework's own."""
+        return Sessions.there(self._sessions)
 
     def init_app(self, app: Starlette) -> None:
         """Put the endpoints around the app: outside of its middleware, whatever is added before or after.
@@ -111,9 +116,9 @@ class LBKit:
 
     def _around(self, app: ASGIApp) -> ASGIApp:
         """Who the client is stands outside of what asks for it. Who may get in is counted further out."""
-        if self.sessions is not None:
+        if self._sessions is not None:
             load: Literal["cookie", "lazy"] = "lazy" if self._lazy_sessions else "cookie"
-            app = SessionMiddleware(app, store=self.sessions, load=load)
+            app = SessionMiddleware(app, store=self._sessions, load=load)
         if self.sticky is not None:
             app = StickyMiddleware(app, self.sticky, replica_id=self.replica_id)
         if self.trusted is not None:

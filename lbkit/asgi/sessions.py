@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Generator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Generator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal, TypeVar, cast
 
@@ -66,7 +66,7 @@ class Session(BareSession):
             await self._sessions.drive(self._sessions.flows.reload(self))
 
     @asynccontextmanager
-    async def lock(self, *, timeout: float = 2.0) -> Any:
+    async def lock(self, *, timeout: float = 2.0) -> AsyncIterator[Session]:
         """`async with session.lock():` read, change, write, and nobody else with the lock does meanwhile.
 
         What is read is fresh, and what has changed is kept at the end. Raises SessionLocked if it is not

@@ -112,6 +112,13 @@ class AppSessions:
             return None
         return cls(store, secret_keys=secret_keys, options=options)
 
+    @classmethod
+    def there(cls: type[S], sessions: S | None) -> S:
+        """They, if an app has some. Raises ConfigError if not."""
+        if sessions is None:
+            raise ConfigError("need sessions='redis://...' in LBKit: this app's are the framework's own")
+        return sessions
+
     @property
     def counts(self) -> dict[str, int]:
         """How often what has happened in this process: created, rotated, renewed, ended, missed, conflicts,

@@ -6,7 +6,8 @@ Every request may reach another replica, so nothing about a visitor stays in one
 what            where                                               because
 ==============  ==================================================  =======================
 catalogue       a file, read at start, never written                the same in each replica
-cart, login     Flask's session: a cookie, signed with one key      it comes with the request
+cart, login     Flask's session: a cookie, signed with one key,     it comes with the request,
+                or in Redis, where SHOP_SESSIONS says so            or each replica asks for it
 CSRF token      the same session                                    the same
 last order      the same session                                    the same
 ==============  ==================================================  =======================
@@ -24,6 +25,7 @@ from flask import Flask, Response, abort, flash, redirect, render_template, requ
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response as BaseResponse
 
+from lbkit.sessions import SessionOptions
 from lbkit_flask import LBKit
 
 from . import csrf
@@ -52,6 +54,8 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         MAX_CONTENT_LENGTH=64 * 1024,
         SEND_FILE_MAX_AGE_DEFAULT=300,  # seconds; the style sheet need not be asked for on every page
         CATALOGUE=CATALOGUE,
+        # redis://..., where a logout must be final; without it the session is in the cookie itself.
+        SESSIONS=os.environ.get("SHOP_SESSIONS") or None,
     )
     app.config.from_mapping(config or {})
     app.jinja_env.globals.update(MAX_QUANTITY=MAX_QUANTITY, DEMO=(DEMO_NAME, DEMO_PASSWORD))
@@ -64,8 +68,24 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     return app
 
 
+def shared_sessions(app: Flask) -> dict[str, Any]:
+    """What LBKit must know to keep the sessions where all replicas see them."""
+    if app.config["SESSIONS"] is None:
+        return {}
+    options = SessionOptions(
+        cookie=app.config["SESSION_COOKIE_NAME"],
+        secure=app.config["SESSION_COOKIE_SECURE"],
+        watch=("user",),  # who is logged in: when it changes, so does the id
+    )
+    return {
+        "sessions": app.config["SESSIONS"],
+        "secret_keys": [app.secret_key],
+        "session_options": options,
+    }
+
+
 def add_health(app: Flask, catalogue: Catalogue) -> None:
-    lbkit = LBKit(app, version="1.0.0")
+    lbkit = LBKit(app, version="1.0.0", **shared_sessions(app))
 
     @lbkit.check("catalogue")
     def catalogue_is_the_one_on_disk() -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,15 +16,21 @@ import pytest
 from lbkit.asgi import Balancer
 from sample_apps.flask_shop.app import CATALOGUE, create_app
 from sample_apps.flask_shop.cart import MAX_QUANTITY
+from tests.redis_servers import server
 from tests.sample_apps.live import LIMIT, replica, served, token
 
 GOOD = {"name": "demo", "password": "tea-for-three"}
 
 
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    with served(Balancer.from_factory(create_app, replicas=3)) as url:
-        yield url
+@pytest.fixture(scope="module", params=["cookie", "redis"])
+def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The shop with its sessions in the cookie, and in Redis."""
+    with ExitStack() as stack:
+        config = {}
+        if request.param == "redis":
+            config["SESSIONS"] = stack.enter_context(server(tmp_path_factory.mktemp("redis"))).url
+        make = partial(create_app, config)
+        yield stack.enter_context(served(Balancer.from_factory(make, replicas=3)))
 
 
 class Visitor:

@@ -97,7 +97,8 @@ def test_a_store_that_is_down_degrades_and_does_not_fail(make: Any) -> None:
 
 def test_a_plugin_without_sessions_leaves_the_frameworks_own(make: Any) -> None:
     lbkit, _ = make()
-    assert lbkit.sessions is None
+    with pytest.raises(ConfigError, match="need sessions='redis"):
+        lbkit.sessions.list("alice")
     with pytest.raises(ConfigError, match="need sessions, such as sessions="):
         make(secret_keys=KEYS)
     with pytest.raises(ConfigError, match="need at least one secret key"):
