@@ -4,37 +4,20 @@ What is asked in one turn of the loop leaves in one write, and replies come in t
 That order is all there is to know which reply is whose, so it is never disturbed: a request that is cancelled
 leaves its place in the queue, where its reply is thrown away; and when a reply does not come in time, or is
 no Redis protocol, the connection ends with everything that is on it. The next question opens another one.
-
-It parses with hiredis. Where that is missing, and for TLS, Sentinel and clusters, there is redis-py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib
-import socket
 from collections import deque
 from typing import Any
 
 from lbkit.errors import StoreUnavailable
-from lbkit.stores.dialogue import Broken, Call, Command, WrongType, refused
+from lbkit.stores.dialogue import Broken, Call, refused
 from lbkit.stores.location import Location
+from lbkit.stores.wire import PROTOCOL_3, failure, greeting, hiredis, keep_alive
 
-__all__ = ["Pipe", "fits"]
-
-# An idle connection that a firewall has forgotten is found dead before somebody waits for it.
-KEEP_ALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
-
-
-def fits(place: Location) -> bool:
-    """Can a pipe lead there? Options are redis-py's, so a URL with some is left to it."""
-    if place.kind not in ("server", "socket") or place.tls or place.options:
-        return False
-    try:
-        hiredis = importlib.import_module("hiredis")
-    except ModuleNotFoundError:
-        return False
-    return hasattr(hiredis, "pack_command")
+__all__ = ["Pipe"]
 
 
 class Pipe:
@@ -86,7 +69,7 @@ class Pipe:
         link = Link(self.name, self._timeout)
         try:
             await asyncio.wait_for(self._connected(link), self._timeout)
-            for command in self._greeting():
+            for command in greeting(self._place):
                 await link.send((command,))
             await self._prefer_protocol_3(link)
         except BaseException as error:
@@ -107,19 +90,9 @@ class Pipe:
             host, port = self._place.hosts[0]
             await loop.create_connection(lambda: link, host, port)
 
-    def _greeting(self) -> list[Command]:
-        greeting: list[Command] = []
-        if self._place.password is not None:
-            user = () if self._place.username is None else (self._place.username,)
-            greeting.append(("AUTH", *user, self._place.password))
-        if self._place.db:
-            greeting.append(("SELECT", self._place.db))
-        return greeting
-
     async def _prefer_protocol_3(self, link: Link) -> None:
-        """It answers HGETALL with a map, which spares us making one."""
         try:
-            await link.send((("HELLO", 3),))
+            await link.send((PROTOCOL_3,))
         except Broken:
             raise
         except StoreUnavailable:
@@ -131,15 +104,15 @@ class Link(asyncio.Protocol):
     """One connection, from its making to its loss."""
 
     def __init__(self, name: str, timeout: float) -> None:
-        hiredis = importlib.import_module("hiredis")
+        library = hiredis()
         self.lost = False
         self._name = name
         self._timeout = timeout
         self._loop = asyncio.get_running_loop()
-        self._pack = hiredis.pack_command
-        self._reader = hiredis.Reader()
-        self._error: type[Exception] = hiredis.ReplyError
-        self._protocol_error: type[Exception] = hiredis.ProtocolError
+        self._pack = library.pack_command
+        self._reader = library.Reader()
+        self._error: type[Exception] = library.ReplyError
+        self._protocol_error: type[Exception] = library.ProtocolError
         self._transport: Any = None
         self._unsent: list[bytes] = []
         self._waiting: deque[Waiter] = deque()
@@ -176,12 +149,7 @@ class Link(asyncio.Protocol):
         if self.lost:  # given up while it was made
             self._transport.abort()
             return
-        connected = transport.get_extra_info("socket")
-        if connected is not None and connected.family in (socket.AF_INET, socket.AF_INET6):
-            connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for option, value in KEEP_ALIVE.items():
-                if hasattr(socket, option):
-                    connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
+        keep_alive(transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -257,7 +225,7 @@ class Waiter:
             self._count -= 1
             if self._count:
                 return False
-            reply = next(filter(_is_failure, self._replies), self._replies)
+            reply = failure(self._replies) or self._replies
         if not self.future.done():
             if isinstance(reply, Exception):
                 self.future.set_exception(reply)
@@ -268,7 +236,3 @@ class Waiter:
     def fail(self, error: Exception) -> None:
         if not self.future.done():
             self.future.set_exception(error)
-
-
-def _is_failure(reply: Any) -> bool:
-    return isinstance(reply, Exception) and not isinstance(reply, WrongType)

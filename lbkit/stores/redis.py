@@ -21,8 +21,10 @@ from lbkit.errors import ConfigError, MissingExtra, StoreUnavailable
 from lbkit.sessions.store import Committed, Delta, Entry, Fields
 from lbkit.stores import location
 from lbkit.stores.dialogue import Broken, Call, Dialogue, NoScript, WrongType, arun, refused, run
+from lbkit.stores.direct import Direct
 from lbkit.stores.location import Location
-from lbkit.stores.pipe import Pipe, fits
+from lbkit.stores.pipe import Pipe
+from lbkit.stores.wire import fits
 
 try:
     import redis
@@ -279,11 +281,13 @@ class Carriers:
             await carrier.close()
 
 
-def _blocking(where: Any, timeout: float) -> Blocking:
+def _blocking(where: Any, timeout: float) -> Blocking | Direct:
     if not isinstance(where, str):
         client = _given(where, awaited=False)
         return Blocking(type(where).__name__, lambda: (client, ()), own=False)
     place = _place(where, timeout)
+    if fits(place):
+        return Direct(place, timeout=timeout)
     retry = redis_py.retry.Retry(redis_py.backoff.NoBackoff(), 0)
     options = {"max_connections": CONNECTIONS, **_options(place, timeout), "retry": retry}
 

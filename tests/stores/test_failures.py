@@ -6,9 +6,12 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
+import signal
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,8 @@ from lbkit.errors import ConfigError, StoreUnavailable
 from lbkit.sessions.store import Delta, Result, SyncStore
 from lbkit.stores import astore_from, store_from
 from lbkit.stores.location import parse
-from lbkit.stores.pipe import fits
 from lbkit.stores.redis import AsyncRedisStore, RedisStore
+from lbkit.stores.wire import fits
 from tests.redis_servers import Cluster, Sentinels, Server, server, until
 from tests.stores.contract import HOUR, Driven, begun, fresh, held
 
@@ -32,14 +35,18 @@ def own(tmp_path: Path) -> Iterator[Server]:
         yield running
 
 
-WAYS = ("blocking", "pipe", "redis-py")
+WAYS = ("direct", "redis-py", "awaited pipe", "awaited redis-py")
+BOTH = ("blocking", "awaited")
+PATIENCE = 5.0
+"""Seconds for an answer: a busy machine is no failure."""
 
 
-def opened(way: str, url: str, loop: asyncio.AbstractEventLoop) -> Any:
-    if way == "blocking":
-        return store_from(url)
-    # An option makes it one for redis-py.
-    return Driven(astore_from(url if way == "pipe" else f"{url}?client_name=test"), loop)
+def opened(way: str, url: str, loop: asyncio.AbstractEventLoop, *, timeout: float = PATIENCE) -> Any:
+    if way.endswith("redis-py"):  # an option makes it one for redis-py
+        url = f"{url}?client_name=test"
+    if way.startswith("awaited"):
+        return Driven(astore_from(url, timeout=timeout), loop)
+    return store_from(url, timeout=timeout)
 
 
 @pytest.fixture(params=WAYS)
@@ -51,16 +58,20 @@ def store(
     running.close()
 
 
-def test_a_server_that_hangs_is_unavailable_and_back_when_it_is(store: SyncStore, own: Server) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_a_server_that_hangs_is_unavailable_and_back_when_it_is(
+    own: Server, way: str, loop: asyncio.AbstractEventLoop
+) -> None:
+    store = opened(way, own.url, loop, timeout=0.5)
     key = begun(store, a=b"1")
     own.hold()
-    for _ in range(2):
-        with pytest.raises(StoreUnavailable):
-            store.load(key)
-        with pytest.raises(StoreUnavailable):
-            store.commit(key, Delta(HOUR, sets={b"a": b"2"}))
+    with pytest.raises(StoreUnavailable):
+        store.load(key)
+    with pytest.raises(StoreUnavailable):
+        store.commit(key, Delta(HOUR, sets={b"a": b"2"}))
     own.resume()
     assert until(lambda: held_if_there(store, key), "it answers again") in ({b"a": b"1"}, {b"a": b"2"})
+    store.close()
 
 
 def held_if_there(store: SyncStore, key: str) -> dict[bytes, bytes] | None:
@@ -186,7 +197,7 @@ def test_what_may_be_done_already_is_not_done_again(
 def test_a_failover_keeps_the_sessions_and_the_stores_find_the_new_primary(
     watched: Sentinels, loop: asyncio.AbstractEventLoop
 ) -> None:
-    stores = [opened(way, watched.url, loop) for way in ("blocking", "pipe")]
+    stores = [opened(way, watched.url, loop, timeout=1.0) for way in BOTH]
     keys = [begun(store, a=b"1") for store in stores for _ in range(10)]
     before = watched.primary
     with before.client() as client:
@@ -209,11 +220,11 @@ def committed(store: SyncStore, key: str) -> bool:
         return False
 
 
-@pytest.mark.parametrize("way", ["blocking", "awaited"])
+@pytest.mark.parametrize("way", BOTH)
 def test_a_cluster_without_one_of_its_servers_serves_what_the_others_hold(
     many: Cluster, way: str, loop: asyncio.AbstractEventLoop
 ) -> None:
-    store = opened("blocking" if way == "blocking" else "pipe", many.url, loop)
+    store = opened(way, many.url, loop, timeout=1.0)
     keys = [begun(store, a=b"1") for _ in range(30)]
     held_up = many.nodes[2]
     with held_up.client() as client:
@@ -235,7 +246,7 @@ def test_a_cluster_without_one_of_its_servers_serves_what_the_others_hold(
 @pytest.mark.parametrize(
     "url", ["redis+sentinel://127.0.0.1:{port}/sessions", "redis+cluster://127.0.0.1:{port}"]
 )
-@pytest.mark.parametrize("way", ["blocking", "pipe"])
+@pytest.mark.parametrize("way", BOTH)
 def test_nobody_there_is_unavailable(url: str, way: str, loop: asyncio.AbstractEventLoop) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
@@ -245,12 +256,12 @@ def test_nobody_there_is_unavailable(url: str, way: str, loop: asyncio.AbstractE
         store.close()
 
 
-# -- the pipe --------------------------------------------------------------------------------------------
+# -- our own connections --------------------------------------------------------------------------------
 
 
 @pytest.mark.asyncio
 async def test_a_cancelled_read_never_hands_one_request_anothers_answer(one: Server) -> None:
-    store = astore_from(one.url)
+    store = astore_from(one.url, timeout=PATIENCE)
     keys = [fresh() for _ in range(20)]
     for key in keys:
         await store.commit(key, Delta(HOUR, sets={b"key": key.encode()}, create=True))
@@ -288,7 +299,7 @@ async def test_a_late_answer_is_nobodys(own: Server) -> None:
 
 @pytest.mark.asyncio
 async def test_who_is_cancelled_while_it_connects_takes_the_connection_from_nobody(one: Server) -> None:
-    store, key = astore_from(one.url), fresh()
+    store, key = astore_from(one.url, timeout=PATIENCE), fresh()
     first = asyncio.ensure_future(store.load(key))
     second = asyncio.ensure_future(store.load(key))
     await asyncio.sleep(0)
@@ -304,18 +315,22 @@ async def test_a_password_a_user_and_a_database_are_used(own: Server) -> None:
         client.execute_command("ACL SETUSER", "default", "off")
     key, url = fresh(), f"redis://app:pass%40word@127.0.0.1:{own.port}/3"
     assert fits(parse(url))
-    store = astore_from(url)
+    store, blocking = astore_from(url, timeout=PATIENCE), store_from(url, timeout=PATIENCE)
     await store.commit(key, Delta(HOUR, sets={b"a": b"1"}, create=True))
+    assert blocking.load(key) == {b"a": b"1"}
     await store.close()
+    blocking.close()
     with redis.Redis.from_url(url) as client:
         assert client.hget(f"lbkit:s:{key}", "a") == b"1"
-    wrong = astore_from(url.replace("pass", "wrong"))
+    wrong = url.replace("pass", "wrong")
     with pytest.raises(StoreUnavailable, match="WRONGPASS"):
-        await wrong.load(key)
-    await wrong.close()
+        await astore_from(wrong, timeout=PATIENCE).load(key)
+    with pytest.raises(StoreUnavailable, match="WRONGPASS"):
+        store_from(wrong, timeout=PATIENCE).load(key)
 
 
-def test_a_server_that_does_not_speak_redis_is_unavailable() -> None:
+@pytest.mark.parametrize("way", ["direct", "awaited pipe"])
+def test_a_server_that_does_not_speak_redis_is_unavailable(way: str, loop: asyncio.AbstractEventLoop) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer() -> None:
@@ -327,20 +342,17 @@ def test_a_server_that_does_not_speak_redis_is_unavailable() -> None:
         thread = threading.Thread(target=answer)
         thread.start()
 
-        async def ask() -> None:
-            store = astore_from(f"redis://127.0.0.1:{listener.getsockname()[1]}")
-            with pytest.raises(StoreUnavailable):
-                await store.load("key")
-            await store.close()
-
-        asyncio.run(ask())
+        store = opened(way, f"redis://127.0.0.1:{listener.getsockname()[1]}", loop)
+        with pytest.raises(StoreUnavailable):
+            store.load("key")
+        store.close()
         thread.join()
 
 
 @pytest.mark.parametrize("options", ["", "?client_name=test"], ids=["pipe", "redis-py"])
 def test_a_store_is_at_home_in_each_event_loop_and_leaves_nothing_open(one: Server, options: str) -> None:
     """A test client runs each request in a loop of its own, and closes nothing."""
-    store = astore_from(one.url + options)
+    store = astore_from(one.url + options, timeout=PATIENCE)
     key = fresh()
     asyncio.run(_create(store, key))
     assert asyncio.run(store.load(key)) == {b"a": b"1"}
@@ -353,7 +365,51 @@ async def _create(store: Any, key: str) -> None:
     await store.commit(key, Delta(HOUR, sets={b"a": b"1"}, create=True))
 
 
-def test_what_the_pipe_does_not_speak_is_left_to_redis_py() -> None:
+def test_threads_share_a_blocking_store_and_get_their_own_answers(one: Server) -> None:
+    store = store_from(one.url, timeout=PATIENCE)
+    keys = [begun(store, n=b"%d" % number) for number in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda key: held(store, key), keys * 20))
+    assert answers == [{b"n": b"%d" % number} for number in range(40)] * 20
+    store.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # what servers do as well
+def test_a_process_that_forks_shares_no_connection(one: Server) -> None:
+    store = store_from(one.url, timeout=PATIENCE)
+    key = begun(store, n=b"0")
+    child = os.fork()
+    if child == 0:
+        done = all(store.commit(key, Delta(incrs={b"n": 1})).counters for _ in range(100))
+        os._exit(0 if done else 1)
+    assert all(store.commit(key, Delta(incrs={b"n": 1})).counters for _ in range(100))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert held(store, key) == {b"n": b"200"}
+    store.close()
+
+
+def test_a_worker_that_is_stopped_in_the_middle_leaves_no_answer_behind(own: Server) -> None:
+    """Its reply is on its way: nobody else may get it."""
+    store = store_from(own.url, timeout=PATIENCE)
+    one, other = begun(store, n=b"1"), begun(store, n=b"2")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        own.hold()
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(KeyboardInterrupt):
+            store.load(one)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        own.resume()
+    assert held(store, other) == {b"n": b"2"}
+    store.close()
+
+
+def test_what_our_connections_do_not_speak_is_left_to_redis_py() -> None:
     assert fits(parse("redis://:pass@host:1/2"))
     assert fits(parse("unix:///run/redis.sock"))
     for url in (
