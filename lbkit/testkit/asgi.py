@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from lbkit.errors import ReplicaFault, ReplicaRefused, ReplicaReset, ReplicaTimeout
 from lbkit.testkit.faults import Plan
-from lbkit.testkit.retry import Again, may_retry
+from lbkit.testkit.retry import Again
 from lbkit.testkit.trace import Attempt, Row
 from lbkit.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -188,12 +188,14 @@ class Upstream:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return  # the cluster runs it
+        if ROW not in scope:  # a check of the balancer, and no client's request
+            await self._serve(scope, receive, send, self._replica.unseen(scope["path"]))
+            return
         row, watch = scope[ROW], scope[WATCH]
         try:
             await self._serve(scope, receive, send, row)
         except ReplicaFault:
-            cluster = self._replica.cluster
-            if may_retry(row, profile=cluster.profile, replicas=len(cluster), repeatable=watch.repeatable):
+            if PIN not in scope and self._replica.cluster.may_retry(row, repeatable=watch.repeatable):
                 raise Again from None
             raise
 

@@ -24,10 +24,12 @@ from typing import Any, TypeAlias, TypeVar
 
 from lbkit import asgi, wsgi
 from lbkit.asgi.bridge import WSGIBridge
+from lbkit.asgi.lifespan import Lifespan
 from lbkit.balancer import KeyedPolicy, Mode, Policy
 from lbkit.balancer.arrangement import Arrangement
+from lbkit.balancer.check import CheckRules
 from lbkit.balancer.members import name_of
-from lbkit.errors import ConfigError
+from lbkit.errors import ConfigError, StartupError
 from lbkit.interface import Interface, interface_of
 from lbkit.sticky import Sticky
 from lbkit.testkit.asgi import Door
@@ -38,7 +40,7 @@ from lbkit.testkit.load import Load
 from lbkit.testkit.origin import HOOKS, App, Apps, Origin, origin_of, origins
 from lbkit.testkit.portal import Portal
 from lbkit.testkit.replica import ClusterReplica
-from lbkit.testkit.retry import OUT
+from lbkit.testkit.retry import OUT, may_retry
 from lbkit.testkit.trace import Row, Trace
 from lbkit.testkit.watching import FileWatch
 from lbkit.testkit.wsgi import Door as WSGIDoor
@@ -61,7 +63,9 @@ class Cluster:
 
     With a `profile` such as "nginx" the balancer decides as that one does, over failures and retries as well,
     and `policy` and `sticky` are in its words. Without one it asks the next replica when one refuses, or
-    fails a request that may be repeated; a replica that has refused is left alone for a second.
+    fails a request that may be repeated; a replica that has refused is left alone for a second. `check`, such
+    as "/health", has the balancer ask each replica whether it may get requests. With `degraded` it is enough
+    that one replica starts.
     """
 
     def __init__(
@@ -72,10 +76,12 @@ class Cluster:
         profile: str | None = None,
         policy: str | Policy | KeyedPolicy | None = None,
         sticky: str | Sticky | None = None,
+        check: str | CheckRules | None = None,
         isolation: str = "module",
         private: Iterable[str] = (),
         timeout: float = 5.0,
         seed: int | None = None,
+        degraded: bool = False,
         clock: Clock = time.monotonic,
     ) -> None:
         if not timeout > 0:
@@ -91,7 +97,10 @@ class Cluster:
 
         self.profile = profile
         self._arrangement: Arrangement = {"profile": profile, "policy": policy, "sticky": sticky}
-        self._arrangement |= {"read_timeout": None, "rng": self.rng}  # a silent replica is given up by us
+        self._arrangement |= {"check": check, "rng": self.rng}
+        self._arrangement |= {"read_timeout": None}  # a silent replica is given up by us
+        self._degraded = degraded
+        self._checks: Lifespan | None = None
         began_at = clock()
         self.clock: Clock = lambda: clock() - began_at
         self.trace = Trace()
@@ -131,6 +140,7 @@ class Cluster:
         if self.portal.closed:
             return
         try:
+            self._stop_checks()
             self.run(self._close())
         finally:
             self.portal.close()
@@ -157,12 +167,34 @@ class Cluster:
         grown = [ClusterReplica(self, name, origin) for name, origin in origins.items()]
         for replica in grown:
             self.replicas[replica.name] = replica
-            replica.make_app()
+            self._make(replica)
+        made = [replica for replica in grown if replica.inner is not None]
+        if not made:
+            raise StartupError(grown[0].name, grown[0].reason or "none started")
         if self.interface is None:
-            self.interface = interface_of(grown[0].inner)
+            self.interface = interface_of(made[0].inner)
         self._balance()
         for replica in grown:
-            self.run(replica.go())
+            self._go(replica)
+        if not any(replica.listens for replica in self):
+            raise StartupError(grown[0].name, grown[0].reason or "none started")
+
+    def _go(self, replica: ClusterReplica) -> None:
+        try:
+            if replica.state != "failed":
+                self.run(replica.go())
+        except StartupError:
+            if not self._degraded:
+                raise
+        if not replica.listens:
+            self.mode(replica.name, Mode.MAINT)
+
+    def _make(self, replica: ClusterReplica) -> None:
+        try:
+            replica.make_app()
+        except StartupError:
+            if not self._degraded:
+                raise
 
     def _balance(self) -> None:
         """The balancer over the replicas that there are now."""
@@ -170,9 +202,26 @@ class Cluster:
         upstreams = {name: replica.upstream for name, replica in self.replicas.items()}
         states = self.balancer.pool.states if self.balancer is not None else ()
         modes = {state.replica.name: state.mode for state in states}
+        self._stop_checks()
         self.balancer = make(upstreams, **self._arrangement)
         for name in upstreams.keys() & modes.keys():
             self.mode(name, modes[name])
+        if self._arrangement["check"] is not None:
+            self._start_checks()
+
+    def _start_checks(self) -> None:
+        if self.is_wsgi:
+            self.balancer.start()
+        else:
+            self._checks = Lifespan("balancer", self.balancer)
+            self.run(self._checks.startup({"type": "lifespan", "asgi": {"version": "3.0"}}))
+
+    def _stop_checks(self) -> None:
+        checks, self._checks = self._checks, None
+        if checks is not None:
+            self.run(checks.shutdown())
+        elif self.is_wsgi and self.balancer is not None:
+            self.balancer.close()
 
     # What stands here.
 
@@ -333,6 +382,10 @@ class Cluster:
         if self.portal.here:
             return await work
         return await asyncio.wrap_future(self.portal.submit(work))
+
+    def may_retry(self, row: Row, *, repeatable: bool) -> bool:
+        """Whether the next replica is asked; under a profile the balancer knows."""
+        return self.profile is None and may_retry(row, replicas=len(self), repeatable=repeatable)
 
     async def before(self, row: Row) -> None:
         """What has to happen before a request is given to the balancer."""

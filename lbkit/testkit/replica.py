@@ -127,6 +127,10 @@ class ClusterReplica:
         row.attempts.append(attempt)
         return attempt
 
+    def unseen(self, path: str) -> Row:
+        """The row of a request that is not in the trace."""
+        return Row(0, self.clock(), "check", "GET", path)
+
     def plan(self, attempt: Attempt, row: Row) -> Plan | None:
         cluster, now = self.cluster, attempt.began_at
         plan = self.faults.decide(None, row.method, row.path, now, cluster.rng)

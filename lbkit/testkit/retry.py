@@ -28,12 +28,9 @@ class Again(BaseException):
     """Ask another replica. No Exception, so that it passes through the balancer, which would answer 502."""
 
 
-def may_retry(row: Row, *, profile: str | None, replicas: int, repeatable: bool) -> bool:
-    """Whether another replica may be asked. `repeatable`: the request's body can be sent once more.
-
-    Under a profile the balancer decides.
-    """
-    if profile is not None or row.status is not None or len(row.attempts) >= replicas:
+def may_retry(row: Row, *, replicas: int, repeatable: bool) -> bool:
+    """Whether another replica may be asked. `repeatable`: the request's body can be sent once more."""
+    if row.status is not None or len(row.attempts) >= replicas:
         return False
     if row.attempts[-1].fault == "refused":
         return repeatable

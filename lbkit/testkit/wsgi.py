@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from lbkit.errors import ReplicaFault, ReplicaReset, ReplicaTimeout
 from lbkit.testkit.asgi import CLIENT, MARKS, PIECES_A_SECOND, PIN, ROW
 from lbkit.testkit.faults import Plan
-from lbkit.testkit.retry import Again, may_retry
+from lbkit.testkit.retry import Again
 from lbkit.testkit.trace import Attempt, Row
 from lbkit.types import Environ, ExcInfo, StartResponse, WSGIApp
 
@@ -136,14 +136,14 @@ class Upstream:
         self._replica = replica
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        row = environ[ROW]
-        repeatable = int(environ.get("CONTENT_LENGTH") or 0) == 0
+        row = environ.get(ROW)
+        if row is None:  # a check of the balancer, and no client's request
+            return self._serve(environ, start_response, self._replica.unseen(_path(environ)))
         try:
             return self._serve(environ, start_response, row)
         except ReplicaFault:
-            cluster, refused = self._replica.cluster, row.attempts[-1].fault == "refused"
-            repeatable = repeatable or refused
-            if may_retry(row, profile=cluster.profile, replicas=len(cluster), repeatable=repeatable):
+            unread = row.attempts[-1].fault == "refused" or int(environ.get("CONTENT_LENGTH") or 0) == 0
+            if PIN not in environ and self._replica.cluster.may_retry(row, repeatable=unread):
                 raise Again from None
             raise
 

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from lbkit.balancer.check import CheckRules
 from lbkit.errors import ConfigError, StartupError
 from lbkit.sticky import Sticky
 from lbkit.testkit import Cluster, Fault, crash, drip, hang, refuse, reset, slow, unready
@@ -339,3 +340,48 @@ def test_under_a_profile_the_balancer_decides_who_is_asked_next(
                 client.get("/")
             refused = cluster.trace.by(replica="web1")[0]
             assert (refused.status, len(refused.attempts)) == (status, attempts)
+
+
+def reaches(cluster: Cluster, client: Any, names: set[str]) -> bool:
+    """Whether three requests go to these replicas."""
+    cluster.trace.clear()
+    for _ in range(3):
+        client.get("/")
+    return set(cluster.trace.counts()) == names
+
+
+def test_a_replica_whose_health_fails_gets_nothing_until_it_is_well(notes: Notes) -> None:
+    rules = CheckRules(path="/", rise=1, fall=1, inter=0.01)
+    for shop in SHOPS.values():
+        with Cluster(partial(shop, notes), check=rules) as cluster:
+            client = cluster.client()
+            with cluster["web2"].error(503):
+                eventually(partial(reaches, cluster, client, {"web1", "web3"}))
+            eventually(partial(reaches, cluster, client, {"web1", "web2", "web3"}))
+            assert {row.client for row in cluster.trace} == {"client1"}  # the checks are not in it
+
+
+def test_a_cluster_may_run_with_the_replicas_that_start(notes: Notes) -> None:
+    made = iter([True, False, True])
+
+    def create_app() -> Any:
+        if not next(made):
+            raise OSError("port in use")
+        return flask_shop(notes)
+
+    with Cluster(create_app, degraded=True) as cluster:
+        assert [replica.state for replica in cluster] == ["up", "failed", "up"]
+        assert cluster["web2"].reason == "OSError: port in use"
+        client = cluster.client()
+        assert [client.get("/").status_code for _ in range(3)] == [200] * 3
+        assert all(len(row.attempts) == 1 for row in cluster.trace)
+    with pytest.raises(StartupError, match="replica web1 failed to start: StopIteration"):
+        Cluster(create_app, degraded=True).start()
+
+
+def test_a_client_that_is_sent_to_one_replica_is_not_sent_on(cluster: Cluster) -> None:
+    client = cluster.client()
+    cluster["web2"].kill()
+    with client.on("web2"), pytest.raises(ConnectionRefusedError, match="web2 refused the connection"):
+        client.get("/")
+    assert len(cluster.trace[0].attempts) == 1
