@@ -16,17 +16,23 @@ from pathlib import Path
 
 from tests.programs import program
 
-__all__ = ["LIMIT", "PYTHON", "SERVERS", "Clients", "Replica", "balancer", "free_ports", "get", "until"]
+__all__ = [
+    "EXEC", "LIMIT", "LONG", "MASTER", "PYTHON", "SERVERS", "UVICORN", "WSGI", "Clients", "Replica",
+    "balancer", "free_ports", "get", "lbkit", "until",
+]  # fmt: skip
 
 ROOT = Path(__file__).parent.parent.parent
 CONF = Path(__file__).parent / "conf"
 LIMIT = 60.0
 """Seconds after which a step counts as hung. Nothing waits this long unless it is."""
 
+LONG = "3600"
+"""Seconds: a delay that does not end by itself within a test."""
+
 PYTHON = sys.executable
 EXEC = [PYTHON, "-m", "lbkit", "exec", "--"]
 MASTER = ["-c", "python:lbkit.gunicorn"]
-ASGI, WSGI = "benchmarks.drain_apps:asgi", "benchmarks.drain_apps:wsgi"
+ASGI, WSGI = "tests.e2e.draining:asgi", "tests.e2e.draining:wsgi"
 UVICORN = [PYTHON, "-m", "uvicorn", ASGI, "--port={port}", "--no-access-log"]
 HYPERCORN = [PYTHON, "-m", "hypercorn", ASGI, "--bind=127.0.0.1:{port}"]
 GRANIAN = [PYTHON, "-m", "granian", "--port={port}"]
@@ -70,7 +76,8 @@ class Replica:
         self.port = port
         self.log = folder / f"replica-{port}.log"
         path = os.pathsep.join([str(ROOT), str(ROOT / "integrations")])
-        environ = {**os.environ, "PYTHONPATH": path, "XDG_RUNTIME_DIR": str(folder), **settings}
+        places = {"XDG_RUNTIME_DIR": str(folder), "GATE": str(folder / "gate")}
+        environ = {**os.environ, "PYTHONPATH": path, **places, **settings}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [word.format(port=port) for word in command],
@@ -180,6 +187,13 @@ def get(port: int, path: str, *, method: str = "GET") -> tuple[int, str]:
         return 0, ""
     finally:
         connection.close()
+
+
+def lbkit(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command of ours, for the apps of that folder."""
+    command = [sys.executable, "-m", "lbkit", *arguments]
+    environ = {"XDG_RUNTIME_DIR": str(folder), "PATH": "/usr/bin:/bin"}
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=LIMIT, check=False)
 
 
 def until(condition: Callable[[], bool], witness: object) -> None:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.replicas import SERVERS, Clients, Replica, balancer, free_ports, get, until
+from tests.e2e.replicas import LONG, SERVERS, Clients, Replica, balancer, free_ports, get, until
 
-LONG = {"LBKIT_PRE_STOP_DELAY": "3600"}
 SETTINGS = {"LBKIT_PRE_STOP_DELAY": "1.2", "SLOW": "0.5"}
 """Seconds. The delay is HAProxy's inter x fall, and more for a machine that is busy with tests."""
 
@@ -50,7 +49,10 @@ def test_a_rolling_restart_loses_no_request(server: str, kind: str, tmp_path: Pa
 def test_envoy_leaves_a_replica_alone_from_its_first_answer_on(tmp_path: Path) -> None:
     ports = free_ports(3)
     with ExitStack() as stack:
-        replicas = [Replica(SERVERS["uvicorn"], port, tmp_path, ENVOY="1", **LONG) for port in ports]
+        replicas = [
+            Replica(SERVERS["uvicorn"], port, tmp_path, ENVOY="1", LBKIT_PRE_STOP_DELAY=LONG)
+            for port in ports
+        ]
         for replica in replicas:
             stack.callback(replica.kill)
             replica.wait_until_ready()

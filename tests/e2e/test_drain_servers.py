@@ -6,11 +6,11 @@ import http.client
 import json
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,22 +20,19 @@ from websockets.sync.client import connect
 from tests.e2e.replicas import (
     EXEC,
     LIMIT,
+    LONG,
     MASTER,
-    PYTHON,
     SERVERS,
-    UVICORN,
     WSGI,
     Replica,
     free_ports,
     get,
+    lbkit,
     until,
 )
 from tests.programs import program
 
 GUNICORN = SERVERS["gunicorn sync --preload"]
-LONG = "3600"
-"""Seconds: a delay that does not end by itself within a test."""
-
 Start = Callable[..., Replica]
 
 
@@ -58,12 +55,6 @@ def drain_of(replica: Replica) -> dict[str, object]:
     drain = json.loads(get(replica.port, f"/health/ready?{time.monotonic()}")[1])["drain"]
     assert isinstance(drain, dict)
     return drain
-
-
-def lbkit(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lbkit", *arguments]
-    environ = {"XDG_RUNTIME_DIR": str(folder), "PATH": "/usr/bin:/bin"}
-    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=LIMIT, check=False)
 
 
 @pytest.mark.parametrize(
@@ -92,40 +83,54 @@ def test_sigterm_fails_readiness_and_a_second_one_hands_over(server: str, hook: 
 
 
 @pytest.mark.parametrize("server", ["waitress", "uvicorn --workers 2", "gunicorn gthread"])
-def test_a_request_in_flight_holds_the_hand_over_back(server: str, start: Start) -> None:
-    a_request_in_flight_is_answered(start(SERVERS[server], LBKIT_PRE_STOP_DELAY="0.1", SLOW="1"))
+def test_a_request_in_flight_holds_the_hand_over_back(server: str, start: Start, tmp_path: Path) -> None:
+    a_request_in_flight_is_answered(start(SERVERS[server], LBKIT_PRE_STOP_DELAY="0.1"), tmp_path)
 
 
-def test_uwsgi_drains_behind_the_launcher_and_says_so_when_it_is_not_there(start: Start) -> None:
+def test_uwsgi_drains_behind_the_launcher_and_says_so_when_it_is_not_there(
+    start: Start, tmp_path: Path
+) -> None:
     # --die-on-term: without us, SIGTERM ends uWSGI at once, and its requests with it.
     words = ["--master", "--processes=2", "--threads=4", "--need-app", "--die-on-term", "--module", WSGI]
     uwsgi = [program("uwsgi"), "--http-socket=127.0.0.1:{port}", *words]
-    replica = start([*EXEC, *uwsgi], LBKIT_PRE_STOP_DELAY="0.1", SLOW="1")
+    replica = start([*EXEC, *uwsgi], LBKIT_PRE_STOP_DELAY="0.1")
     assert drain_of(replica)["hook"] == "launcher"
-    a_request_in_flight_is_answered(replica)
+    a_request_in_flight_is_answered(replica, tmp_path)
     bare = start(uwsgi)
     assert drain_of(bare)["armed"] is False
     assert "drain not armed in a worker of uWSGI: start the server through lbkit exec" in str(bare)
 
 
 @pytest.mark.parametrize("server", ["hypercorn", "granian asgi", "granian wsgi"])
-def test_who_cannot_use_the_launcher_may_drain_in_the_worker(server: str, start: Start) -> None:
-    settings = {"LBKIT_PRE_STOP_DELAY": "0.1", "LBKIT_IN_WORKERS": "1", "SLOW": "1"}
+def test_who_cannot_use_the_launcher_may_drain_in_the_worker(
+    server: str, start: Start, tmp_path: Path
+) -> None:
+    settings = {"LBKIT_PRE_STOP_DELAY": "0.1", "LBKIT_IN_WORKERS": "1"}
     replica = start(SERVERS[server][len(EXEC) :], **settings)
     assert drain_of(replica)["hook"] == "process"
-    a_request_in_flight_is_answered(replica)
+    a_request_in_flight_is_answered(replica, tmp_path)
 
 
-def a_request_in_flight_is_answered(replica: Replica) -> None:
-    answers: list[tuple[int, str]] = []
-    slow = threading.Thread(target=lambda: answers.append(get(replica.port, "/slow?id=1")))
-    slow.start()
-    until(lambda: drain_of(replica)["in_flight"] == 1, replica)
-    replica.send(signal.SIGTERM)
-    replica.end()
-    slow.join(LIMIT)
+def a_request_in_flight_is_answered(replica: Replica, folder: Path) -> None:
+    with held(replica) as answers:
+        replica.send(signal.SIGTERM)
+        until(lambda: replica.health() == 503, replica)
+        (folder / "gate").touch()
+        replica.end()
     assert answers[0][0] == 200
-    assert answers[0][1].startswith("ok 1 ")
+    assert answers[0][1].startswith("ok held ")
+    (folder / "gate").unlink()
+
+
+@contextmanager
+def held(replica: Replica) -> Iterator[list[tuple[int, str]]]:
+    """A request that is in flight until the gate is there. Yields what will be its answer."""
+    answers: list[tuple[int, str]] = []
+    thread = threading.Thread(target=lambda: answers.append(get(replica.port, "/held")))
+    thread.start()
+    until(lambda: drain_of(replica)["in_flight"] == 1, replica)
+    yield answers
+    thread.join(LIMIT)
 
 
 @pytest.mark.parametrize(
@@ -208,17 +213,12 @@ def test_a_request_that_never_ends_does_not_hold_the_process_beyond_the_deadline
     command = SERVERS[server]
     if "gunicorn" in server:  # a thread cannot be cut, so it is for the server to end it
         command = [*command[:-1], "--graceful-timeout=1", command[-1]]
-    settings = {"LBKIT_PRE_STOP_DELAY": "0.1", "LBKIT_DRAIN_TIMEOUT": "0.5", "SLOW": LONG}
-    replica = start(command, **settings)
-    answers: list[tuple[int, str]] = []
-    endless = threading.Thread(target=lambda: answers.append(get(replica.port, "/slow?id=1")))
-    endless.start()
-    until(lambda: drain_of(replica)["in_flight"] == 1, replica)
-    replica.send(signal.SIGTERM)
-    assert replica.end() in (0, -signal.SIGTERM), replica
-    endless.join(LIMIT)
+    replica = start(command, LBKIT_PRE_STOP_DELAY="0.1", LBKIT_DRAIN_TIMEOUT="0.5")
+    with held(replica) as answers:
+        replica.send(signal.SIGTERM)
+        assert replica.end() in (0, -signal.SIGTERM), replica
     assert answers[0][0] != 200
-    assert ("cut at the deadline of the drain: /slow" in str(replica)) is ("gunicorn" not in server)
+    assert ("cut at the deadline of the drain: /held" in str(replica)) is ("gunicorn" not in server)
 
 
 def close_code(port: int) -> int:
@@ -275,15 +275,18 @@ def test_an_operator_drains_every_worker_and_takes_it_back(start: Start, tmp_pat
 
 
 def test_an_operator_waits_until_the_replica_is_empty(start: Start, tmp_path: Path) -> None:
-    replica = start(SERVERS["gunicorn gthread"], LBKIT_PRE_STOP_DELAY="0.1", SLOW="1")
-    answers: list[str] = []
-    slow = threading.Thread(target=lambda: answers.append(get(replica.port, "/slow?id=7")[1]))
-    slow.start()
-    until(lambda: "1 request in flight" in lbkit(tmp_path, "status").stdout, replica)
-    done = lbkit(tmp_path, "drain", "--wait")
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "0 requests in flight")
-    slow.join(LIMIT)
-    assert answers[0].startswith("ok 7 ")
+    replica = start(SERVERS["gunicorn gthread"], LBKIT_PRE_STOP_DELAY="0.1")
+    with held(replica) as answers:
+        assert "1 request in flight" in lbkit(tmp_path, "status").stdout
+        waiting = threading.Thread(target=lambda: done.append(lbkit(tmp_path, "drain", "--wait")))
+        done: list[subprocess.CompletedProcess[str]] = []
+        waiting.start()
+        until(lambda: replica.health() == 503, replica)
+        (tmp_path / "gate").touch()
+        waiting.join(LIMIT)
+    assert done[0].stdout.splitlines()[0].endswith("drains: 1 request in flight")
+    assert (done[0].returncode, done[0].stdout.splitlines()[-1]) == (0, "0 requests in flight")
+    assert answers[0][0] == 200
 
 
 def test_a_signals_drain_cannot_be_taken_back_by_an_operator(start: Start, tmp_path: Path) -> None:
@@ -297,117 +300,3 @@ def test_a_signals_drain_cannot_be_taken_back_by_an_operator(start: Start, tmp_p
 def test_without_an_app_the_operator_is_told_where_we_looked(tmp_path: Path) -> None:
     refused = lbkit(tmp_path, "drain")
     assert (refused.returncode, str(tmp_path / "lbkit") in refused.stderr) == (2, True)
-
-
-@pytest.mark.parametrize(
-    ("script", "code"),
-    [
-        ("raise SystemExit(7)", 7),
-        ("import os; os.kill(os.getpid(), 9)", -9),
-        ("import os; os.kill(os.getpid(), 15)", -15),
-    ],
-)
-def test_the_launcher_ends_as_its_command_does(script: str, code: int, tmp_path: Path) -> None:
-    replica = Replica([PYTHON, "-m", "lbkit", "exec", "--", PYTHON, "-c", script], 0, tmp_path)
-    assert replica.end() == code, replica
-    assert list((tmp_path / "lbkit").iterdir()) == []
-
-
-WAITS = (
-    "import signal, sys; signal.signal({0}, lambda *_: sys.exit(5)); print('up', flush=True); signal.pause()"
-)
-
-
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT", "SIGUSR1"])
-def test_the_launcher_hands_signals_on_and_a_command_that_serves_nothing_needs_no_delay(
-    name: str, tmp_path: Path
-) -> None:
-    number = getattr(signal, name)
-    command = [
-        PYTHON,
-        "-m",
-        "lbkit",
-        "exec",
-        "--delay",
-        LONG,
-        "--",
-        PYTHON,
-        "-c",
-        WAITS.replace("{0}", str(int(number))),
-    ]
-    replica = Replica(command, 0, tmp_path)
-    try:
-        until(lambda: "up" in replica.log.read_text(), replica)
-        replica.send(number)
-        assert replica.end() == 5
-    finally:
-        replica.kill()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        (["exec"], "Error: need the server's command after --"),
-        (
-            ["exec", "--delay", "9", "--timeout", "3", "--", "true"],
-            "Error: need 0 <= pre_stop_delay <= drain_timeout",
-        ),
-        (["exec", "--", "no-such-server"], "Error: cannot start no-such-server"),
-    ],
-)
-def test_a_mistake_on_the_launchers_line_is_told_in_one(
-    arguments: list[str], line: str, tmp_path: Path
-) -> None:
-    refused = lbkit(tmp_path, *arguments)
-    assert refused.returncode == 2
-    assert refused.stderr.startswith(line)
-    assert len(refused.stderr.splitlines()) == 1
-
-
-def test_sigterm_during_the_start_is_not_held_back(tmp_path: Path) -> None:
-    (tmp_path / "slow_start.py").write_text(
-        "import asyncio, contextlib\n"
-        "from starlette.applications import Starlette\n"
-        "from lbkit_starlette import LBKit\n"
-        "@contextlib.asynccontextmanager\n"
-        "async def lifespan(app):\n"
-        "    print('starting', flush=True)\n"
-        "    await asyncio.sleep(0.5)\n"
-        "    yield\n"
-        "app = Starlette(lifespan=lifespan)\n"
-        "LBKit(app)\n"
-    )
-    command = [*UVICORN[:3], "slow_start:app", f"--app-dir={tmp_path}", "--port={port}"]
-    replica = Replica(command, free_ports(1)[0], tmp_path, LBKIT_PRE_STOP_DELAY=LONG)
-    try:
-        until(lambda: "starting" in replica.log.read_text(), replica)
-        replica.send(signal.SIGTERM)
-        replica.end()
-    finally:
-        replica.kill()
-
-
-FORKS = """
-import os, signal, sys, time
-from lbkit import Departure
-departure = Departure()
-departure.arm()
-departure.start()
-out, into = os.pipe()
-child = os.fork()
-if not child:
-    os.write(into, b"up")
-    time.sleep(3600)
-os.read(out, 2)  # before that, CPython forgets the signals of a child
-os.kill(child, signal.SIGTERM)
-print("child", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), departure.is_draining(), flush=True)
-"""
-
-
-def test_a_fork_of_an_armed_process_dies_of_its_own_sigterm(tmp_path: Path) -> None:
-    replica = Replica([PYTHON, "-c", FORKS], 0, tmp_path, LBKIT_PRE_STOP_DELAY=LONG)
-    try:
-        assert replica.end() == 0, replica
-        assert "child -15 False" in replica.log.read_text()
-    finally:
-        replica.kill()
