@@ -9,7 +9,7 @@ from flask import Flask
 from starlette.applications import Starlette
 
 from lbkit import Dispatch, Health, ReplicaState, RoundRobin, Service, Sticky, TrustedProxies
-from lbkit.asgi import Balancer, HealthMiddleware
+from lbkit.asgi import Balancer, HealthMiddleware, RoutedBalancer
 from lbkit_fastapi import LBKit as FastAPILBKit
 from lbkit_starlette import LBKit
 
@@ -51,3 +51,24 @@ Balancer.from_factory(create_app, replicas=3, policy=RoundRobin(), on_dispatch=s
 Balancer([starlette, fastapi, Flask(__name__)], policy=Busiest())
 Balancer({"blue": starlette, "green": starlette}, replica_header="x-served-by")
 HealthMiddleware(starlette, Health(Service(version="1.0.0")))
+Balancer.from_factory(
+    create_app,
+    profile="nginx",
+    policy="least_conn",
+    weights={"web1": 3},
+    backups=["web3"],
+    max_conns={"web1": 10},
+    sticky="route",
+    check="/health",
+)
+
+
+async def restart(balancer: Balancer) -> None:
+    balancer.drain("web1")
+    balancer.replicas["web2"].stop()
+    for restarted in await balancer.rolling_restart(delay=1.0):
+        left: int = restarted.left
+        print(restarted.replica, left, balancer.explain().get("web2"))
+
+
+RoutedBalancer({"web": Balancer(["http://10.0.0.11:8000", starlette])}, routes=["*=web"])
