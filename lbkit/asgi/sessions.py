@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Generator, Iterable, Seque
 from contextlib import asynccontextmanager
 from typing import Any, Literal, TypeVar, cast
 
-from lbkit.asgi.sticky import cookies, with_cookie
+from lbkit.asgi.sticky import STARTS, cookies, with_cookie
 from lbkit.errors import ConfigError, SessionError, SessionNotLoaded, SessionUnavailable
 from lbkit.flow import arun
 from lbkit.sessions.app_sessions import CURRENT, AppSessions, Refusal
@@ -235,7 +235,7 @@ class SessionMiddleware:
         try:
             await self.app(scope, receive, answer.send)
         except Exception as error:
-            session.void = not sessions.options.save_on_error
+            session.void = session.void or not sessions.options.save_on_error
             if not (isinstance(error, SessionError) and await answer.refuse_for(error)):
                 raise
         finally:
@@ -272,7 +272,8 @@ class Answer:
         """Not a coroutine: for a request that has not used its session it saves a frame."""
         session = self._session
         if session.contents is None and session.outage is None and session.failure is None:
-            session.departed = True
+            if message["type"] in STARTS:
+                session.departed = True
             return self._send(message)
         return self._carry(message)
 
@@ -290,7 +291,7 @@ class Answer:
         if self._refused:
             return
         kind = message["type"]
-        if kind in ("http.response.start", "websocket.accept", "websocket.http.response.start"):
+        if kind in STARTS:
             status = message.get("status", ACCEPTED)
             refusal = await self._sessions.carry(self._sessions.depart(self._session, status))
             if refusal is not None:

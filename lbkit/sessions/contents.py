@@ -153,17 +153,18 @@ class Contents:
         """Has this request changed what this field holds?"""
         if field in self._sets:
             return self._sets[field] != self._stored(field)
-        return field in self._dels
+        return field in self._dels and field in self.raw
 
-    def delta(self, own: Fields, ttl: float | None, *, strict: bool) -> Delta:
-        """What this request has changed. `strict`: each key that it writes must be as it was read."""
-        expect: Mapping[bytes, bytes | None] = self._expected
-        if strict:
-            written = (*self._sets, *self._dels)
-            expect = {**{field: self.raw.get(field) for field in written}, **expect}
+    def expect_written(self) -> None:
+        """Each key that this request writes must be as it was read."""
+        for field in (*self._sets, *self._dels):
+            self._expected.setdefault(field, self.raw.get(field))
+
+    def delta(self, own: Fields, ttl: float | None) -> Delta:
+        """What this request has changed."""
         self._sent = sets, dels, incrs = dict(self._sets), set(self._dels), dict(self._incrs)
         sealed = sets if self._seal is None else _sealed(sets, self._seal)
-        return Delta(ttl, {**sealed, **own}, incrs, dels, expect)
+        return Delta(ttl, {**sealed, **own}, incrs, dels, dict(self._expected))
 
     def everything(self, own: Fields, ttl: float, *, seal: Seal | None) -> Delta:
         """All that there is, to begin another session with."""

@@ -143,6 +143,8 @@ class SessionFlows:
         if contents is None:
             return
         changed = contents.changed
+        if self._strict:
+            contents.expect_written()
         if session.outage is not None:
             self._lose(contents, "unavailable")
         elif session.key is None:
@@ -234,6 +236,7 @@ class SessionFlows:
         fresh = session.cleared or any(map(contents.altered, self._watched))
         for attempt in range(ATTEMPTS):
             if (broken := contents.broken_expectation()) is not None:
+                self._line.count("conflicts")
                 raise SessionConflict(broken)
             created_at = now if fresh else int(contents.raw.get(CREATED, b"0"))
             begun = yield from self._begin(session, contents, now, created_at=created_at)
@@ -272,7 +275,7 @@ class SessionFlows:
         now = self._wall()
         lasting = contents.altered(PERMANENT_FIELD)
         ttl = self.account.ttl(contents, now, int(contents.raw.get(CREATED, b"0")))
-        delta = contents.delta({TOUCHED: b"%d" % now}, ttl, strict=self._strict)
+        delta = contents.delta({TOUCHED: b"%d" % now}, ttl)
         done = yield from self._apply(session, delta, last=True)
         if done.result is Result.GONE:
             self._lose(contents, "gone")

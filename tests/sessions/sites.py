@@ -110,6 +110,14 @@ def rotate(session: Any, _: dict[str, str]) -> View:
     return "ok"
 
 
+def switch(session: Any, _: dict[str, str]) -> View:
+    session.get("n")
+    yield
+    session["n"] = "switched"
+    session["user_id"] = "carol"
+    return "ok"
+
+
 def logout(session: Any, query: dict[str, str]) -> View:
     session.get("n")
     yield
@@ -151,8 +159,8 @@ def untouched(_: Any, __: dict[str, str]) -> View:
 VIEWS = {
     f"/{view.__name__}": view
     for view in (
-        read, write, drop, add, incr, expecting, nest, dump, login, rotate, logout, big, bad, permanent,
-        crash, untouched,
+        read, write, drop, add, incr, expecting, nest, dump, login, rotate, switch, logout, big, bad,
+        permanent, crash, untouched,
     )
 }  # fmt: skip
 

@@ -161,6 +161,11 @@ def test_conflict_raise_refuses_the_second_writer_of_a_key(gateway: str, redis_u
         assert browser.get("/write?v=1", meanwhile=lambda: browser.get("/write?v=2")).status == 409
         assert browser.get("/write?v=1", meanwhile=lambda: browser.get("/write?k=other")).status == 200
         assert browser.get("/dump").json() == {"n": "1", "other": "1"}
+        # A login is no way around it.
+        assert browser.get("/login", meanwhile=lambda: browser.get("/login?user=bob")).status == 200
+        assert browser.get("/read?k=user_id").json() == "bob"
+        browser.get("/switch", meanwhile=lambda: browser.get("/write?v=3"))
+        assert browser.get("/dump").json() == {"n": "3", "other": "1", "user_id": "bob"}
 
 
 # Login, logout, and who comes late.
@@ -348,6 +353,7 @@ def test_a_session_that_is_too_large_is_refused_before_the_network(
     commands = Commands(redis_server)
     assert browser.get(f"/big?bytes={3 * 1024 * 1024}").status == 500
     assert commands.since() == {"hgetall": 1}
+    assert "lost_late" not in browser.site.sessions.counts  # refused once is enough
     assert browser.get("/read").json() == "1"
 
 
