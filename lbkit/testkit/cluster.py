@@ -38,6 +38,7 @@ from lbkit.testkit.client import Visitor, aclient, client
 from lbkit.testkit.faults import Fault, Faults, Injection
 from lbkit.testkit.load import Load
 from lbkit.testkit.origin import HOOKS, App, Apps, Origin, origin_of, origins
+from lbkit.testkit.partition import NETWORK
 from lbkit.testkit.portal import Portal
 from lbkit.testkit.replica import ClusterReplica
 from lbkit.testkit.retry import OUT, may_retry
@@ -125,6 +126,7 @@ class Cluster:
         self.portal = Portal(name="lbkit-cluster")
         self.files.start()
         HOOKS.enter()
+        NETWORK.watch()
         try:
             self._grow(self._origins)
         except BaseException:
@@ -144,6 +146,7 @@ class Cluster:
             self.run(self._close())
         finally:
             self.portal.close()
+            NETWORK.unwatch()
             HOOKS.leave()
 
     async def _close(self) -> None:

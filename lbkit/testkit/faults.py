@@ -48,7 +48,7 @@ __all__ = [
 
 HEALTH = ("/health", "/health/ready", "/readyz", "/ready", "/healthz")
 
-Place: TypeAlias = Literal["before", "headers", "body"]
+Moment: TypeAlias = Literal["before", "headers", "body"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Plan:
     refuse: bool = False
     crash: bool = False
     delay: float = 0.0
-    hang: Place | None = None
+    hang: Moment | None = None
     status: int | None = None
     reset_after: int | None = None
     """Bytes of the body that come through; 0: not even the headers."""
@@ -93,7 +93,7 @@ def crash() -> Fault:
     return Fault("crash()", _always("crash", True))
 
 
-def hang(*, at: Place = "before") -> Fault:
+def hang(*, at: Moment = "before") -> Fault:
     """The connection is accepted and the answer never comes: the app is not called, or its headers or its
     body get lost."""
     if at not in ("before", "headers", "body"):

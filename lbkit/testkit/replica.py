@@ -27,9 +27,10 @@ from lbkit.children import Child
 from lbkit.errors import ConfigError, ReplicaRefused, ReplicaReset, StartupError
 from lbkit.testkit import faults as kinds
 from lbkit.testkit.asgi import Upstream
-from lbkit.testkit.faults import Fault, Faults, Injection, Place, Plan
+from lbkit.testkit.faults import Fault, Faults, Injection, Moment, Plan
 from lbkit.testkit.isolation import ModuleReplica
 from lbkit.testkit.origin import Made, Origin
+from lbkit.testkit.partition import Partition, Place
 from lbkit.testkit.spaces import Space
 from lbkit.testkit.trace import Attempt, Row
 from lbkit.testkit.watching import MemoryWatch
@@ -211,7 +212,7 @@ class ClusterReplica:
             Injection(fault, self.clock(), path=path, method=method, rate=rate, times=times)
         )
 
-    def hang(self, *, at: Place = "before", **which: Any) -> Injection:
+    def hang(self, *, at: Moment = "before", **which: Any) -> Injection:
         return self.inject(kinds.hang(at=at), **which)
 
     def slow(self, seconds: float, *, jitter: float = 0.0, **which: Any) -> Injection:
@@ -234,6 +235,15 @@ class ClusterReplica:
 
     def unready(self, **which: Any) -> Injection:
         return self.inject(kinds.unready(), **which)
+
+    def partition(self, service: str) -> Partition:
+        """Cut it off from a service such as "redis://redis:6379", until `stop()` or the end of the `with`.
+
+        Its connections there break, and new ones are refused. For a replica with modules of its own.
+        """
+        if self.space is None or self.space.own:
+            raise ConfigError(f"need a recipe, in module isolation, to know the connections of {self.name}")
+        return Partition(self.space, Place.parse(service))
 
     # Life and death. What begins with an underscore runs on the cluster's loop.
 

@@ -12,6 +12,9 @@ import pytest
 
 from lbkit.errors import ConfigError, ReplicaTimeout, StartupError
 from lbkit.testkit import Cluster, assert_failover, assert_no_local_files, assert_stateless
+from lbkit.testkit.partition import Place
+from lbkit.testkit.redis_server import redis_server
+from tests.programs import program
 
 SHOP = """
 import os
@@ -19,6 +22,13 @@ from flask import Flask, request
 
 CARTS = {}
 PRICES = {"tea": 3}
+STORE = []
+
+def store():
+    import redis
+    if not STORE:
+        STORE.append(redis.from_url(os.environ["TK_REDIS"], retry=None))
+    return STORE[0]
 
 def create_app():
     app = Flask("shop")
@@ -31,6 +41,10 @@ def create_app():
     @app.get("/price")
     def price():
         return {"tea": PRICES["tea"], "pid": os.getpid()}
+
+    @app.post("/count")
+    def count():
+        return {"count": store().incr("count")}
 
     @app.post("/picture")
     def save():
@@ -144,3 +158,39 @@ def test_a_process_that_does_not_start_is_told_with_its_last_words(tmp_path: Pat
     (tmp_path / "tk_unstarted.py").write_text("raise OSError('no database')")
     with pytest.raises(StartupError, match=r"replica web1 failed to start: .*no database"):
         Cluster(str(tmp_path / "tk_unstarted.py"), isolation="process").start()
+
+
+def test_one_replica_can_be_cut_off_from_redis(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001
+    program("redis-server")
+    with redis_server() as redis:
+        monkeypatch.setenv("TK_REDIS", redis.url)
+        with Cluster("tk_isolated:create_app()", private=["tk_isolated"]) as cluster:
+            client = cluster.client()
+            assert [client.post("/count").json["count"] for _ in range(3)] == [1, 2, 3]
+            with cluster["web2"].partition(redis.url):
+                assert [client.post("/count").status_code for _ in range(3)] == [200, 500, 200]
+            assert [client.post("/count").json["count"] for _ in range(3)] == [6, 7, 8]
+            for replica in cluster:
+                for connection in list(replica.module("tk_isolated").STORE):
+                    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "inside", "outside"),
+    [
+        ("redis://127.0.0.1/0", ("127.0.0.1", 6379), ("127.0.0.1", 6380)),
+        ("localhost:5432", ("127.0.0.1", 5432), ("127.0.0.2", 5432)),
+        ("127.0.0.1", ("127.0.0.1", 1), ("127.0.0.2", 1)),
+        ("[::1]:80", ("::1", 80, 0, 0), ("::1", 81, 0, 0)),
+        ("unix:/run/redis.sock", "/run/redis.sock", "/run/other.sock"),
+    ],
+)
+def test_a_service_is_known_by_its_addresses(text: str, inside: object, outside: object) -> None:
+    assert inside in Place.parse(text)
+    assert outside not in Place.parse(text)
+
+
+@pytest.mark.parametrize("text", ["", "redis://", "redis:99999"])
+def test_what_is_no_service_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="need a "):
+        Place.parse(text)

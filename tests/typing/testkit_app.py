@@ -30,6 +30,8 @@ def test_by_hand() -> None:
         with cluster["web1"].hang(at="headers", path="/cart", method="POST", rate=0.5, times=3) as injection:
             hits: int = injection.count
         cluster["web2"].inject(slow(0.3, jitter=0.1)).stop()
+        with cluster["web2"].partition("redis://127.0.0.1:6379"):
+            client.get("/")
         cluster.inject(error(503), times=hits + 1)
         cluster["web3"].kill()
         assert_failover(cluster, frm="web3", max_ms=200)
