@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from lbkit.asgi.lifespan import Lifespan
+from lbkit.interface import Interface, interface_of
 from lbkit.testkit.bringing import PARTS, Brought, bring
+from lbkit.testkit.clone import RemoteAsgi, RemoteWsgi
 from lbkit.testkit.isolation import AsgiInside, WsgiInside
 from lbkit.testkit.mirror import ABSENT
 from lbkit.testkit.oracles.asking import Answer, ask_asgi, ask_wsgi, is_comparable
@@ -29,12 +31,34 @@ __all__ = ["AsgiDoor", "Fleet", "WsgiDoor"]
 STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 
 
+class Clones:
+    """One app whose other replicas are forked: nothing has to be known about how it was made."""
+
+    def __init__(self, kit: Kit, app: Any, *, forget: Callable[[Any], object]) -> None:
+        self.kit = kit
+        self.spaces = kit.forked
+        self._own = weakref.ref(app, forget)
+        self._wsgi = interface_of(app) is Interface.WSGI
+
+    def app(self, index: int) -> Any:
+        own, nursery, name = self._own(), self.kit.nursery, self.spaces[index].name
+        if index == 0:
+            return own
+        if self._wsgi:
+            return RemoteWsgi(lambda: nursery.child(name, own), own, lambda: nursery.number(own))
+        return RemoteAsgi(lambda: nursery.child(name, own), lambda: nursery.number(own))
+
+    def twin(self, own: Any, space: Space) -> Any:  # noqa: ARG002
+        return ABSENT
+
+
 class Fleet:
     """One app, as several replicas. It does not keep the test's own app alive."""
 
     def __init__(self, kit: Kit, app: Any, recipe: Recipe, *, forget: Callable[[Any], object]) -> None:
         self.kit = kit
         self.recipe = recipe
+        self.spaces = kit.spaces
         self.kind = type(app)
         self.brought = [Brought() for _ in kit.spaces]
         self._own = weakref.ref(app, forget)
@@ -93,7 +117,7 @@ class WsgiDoor:
             return self.app(environ, start_response)
         index = self.kit.pick(self.client)
         app = fleet.app(index)
-        space = self.kit.spaces[index]
+        space = fleet.spaces[index]
         served = self.kit.begin(space, app, environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""))
 
         def started(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
@@ -109,13 +133,13 @@ class WsgiDoor:
                 self._compare(fleet, index, served, environ, self.kit.differ)
 
     def _compare(
-        self, fleet: Fleet, index: int, served: Served, environ: Environ, differ: DifferentialGet
+        self, fleet: Fleet | Clones, index: int, served: Served, environ: Environ, differ: DifferentialGet
     ) -> None:
         def answer(number: int) -> Answer:
-            return ask_wsgi(WsgiInside(self.kit.spaces[number], fleet.app(number)), environ)
+            return ask_wsgi(WsgiInside(fleet.spaces[number], fleet.app(number)), environ)
 
-        order = in_turn(index, len(self.kit.spaces))
-        differ.compare(served, {self.kit.spaces[n].name: answer(n) for n in order}, answer(index))
+        order = in_turn(index, len(fleet.spaces))
+        differ.compare(served, {fleet.spaces[n].name: answer(n) for n in order}, answer(index))
 
 
 class AsgiDoor:
@@ -139,9 +163,9 @@ class AsgiDoor:
         else:
             await self._serve(fleet, scope, receive, send)
 
-    async def _serve(self, fleet: Fleet, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, fleet: Fleet | Clones, scope: Scope, receive: Receive, send: Send) -> None:
         index = self.kit.pick(self.client)
-        app, space = fleet.app(index), self.kit.spaces[index]
+        app, space = fleet.app(index), fleet.spaces[index]
         if (lifespan := self._lifespans.get(index)) is not None:
             scope = {**scope, "state": lifespan.state.copy()}
         served = self.kit.begin(space, app, scope.get("method", "WEBSOCKET"), scope["path"])
@@ -171,23 +195,23 @@ class AsgiDoor:
             await self._compare(fleet, index, served, scope, self.kit.differ)
 
     async def _compare(
-        self, fleet: Fleet, index: int, served: Served, scope: Scope, differ: DifferentialGet
+        self, fleet: Fleet | Clones, index: int, served: Served, scope: Scope, differ: DifferentialGet
     ) -> None:
         async def answer(number: int) -> Answer:
             lifespan = self._lifespans.get(number)
             state = {} if lifespan is None else {"state": lifespan.state.copy()}
-            inside = AsgiInside(self.kit.spaces[number], fleet.app(number))
+            inside = AsgiInside(fleet.spaces[number], fleet.app(number))
             return await ask_asgi(inside, {**scope, **state})
 
-        order = in_turn(index, len(self.kit.spaces))
-        answers = {self.kit.spaces[number].name: await answer(number) for number in order}
+        order = in_turn(index, len(fleet.spaces))
+        answers = {fleet.spaces[number].name: await answer(number) for number in order}
         differ.compare(served, answers, await answer(index))
 
-    async def _live(self, fleet: Fleet, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _live(self, fleet: Fleet | Clones, scope: Scope, receive: Receive, send: Send) -> None:
         """The first replica talks to the client itself; the others start after it and stop before it."""
         others = {
             index: Lifespan(space.name, AsgiInside(space, fleet.app(index)))
-            for index, space in enumerate(self.kit.spaces)
+            for index, space in enumerate(fleet.spaces)
             if index
         }
 
@@ -205,7 +229,7 @@ class AsgiDoor:
                 self._lifespans.update(others)
             await send(message)
 
-        await AsgiInside(self.kit.spaces[0], fleet.app(0))(scope, asked, answered)
+        await AsgiInside(fleet.spaces[0], fleet.app(0))(scope, asked, answered)
 
 
 async def started(scope: Scope, lifespans: Iterable[Lifespan]) -> None:

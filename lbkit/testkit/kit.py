@@ -17,9 +17,10 @@ from weakref import WeakKeyDictionary
 
 from lbkit.errors import ConfigError, StartupError
 from lbkit.testkit.bringing import Touched
+from lbkit.testkit.clone import Nursery, need_fork
 from lbkit.testkit.findings import Report, Row
 from lbkit.testkit.first_party import FirstParty
-from lbkit.testkit.fleet import AsgiDoor, Fleet, WsgiDoor
+from lbkit.testkit.fleet import AsgiDoor, Clones, Fleet, WsgiDoor
 from lbkit.testkit.mirror import ABSENT, Mirror
 from lbkit.testkit.patches import Patches
 from lbkit.testkit.recipes import NoRecipe, Recipe, Recipes
@@ -33,6 +34,7 @@ __all__ = ["POLICIES", "Kit", "Served", "Settings", "Turn", "Watcher"]
 POLICIES = ("round_robin", "random", "sticky", "one")
 """`one`: every request goes to one replica, the last; that is how a verdict tells copies from spreading."""
 
+ISOLATIONS = ("auto", "module", "clone", "none")
 MOST_ROWS = 20_000
 
 
@@ -55,6 +57,10 @@ class Settings:
     def __post_init__(self) -> None:
         if self.replicas < 1:
             raise ConfigError(f"need at least 1 replica, got --replicas {self.replicas}")
+        if self.isolation not in ISOLATIONS:
+            raise ConfigError(f"need an isolation of {', '.join(ISOLATIONS)}, got {self.isolation!r}")
+        if self.isolation == "clone":
+            need_fork()
         if self.policy not in POLICIES:
             raise ConfigError(f"need a policy of {', '.join(POLICIES)}, got {self.policy!r}")
 
@@ -140,11 +146,16 @@ class Kit:
         self.differ: DifferentialGet | None = None
         """Compares the replicas' answers, when that is asked for."""
 
-        self._fleets: dict[int, Fleet | None] = {}
+        self.forked = [self.spaces[0]] + [
+            Space(each.name, self.first_party, own=True) for each in self.spaces[1:]
+        ]
+        self.nursery = Nursery(space.name for space in self.forked[1:])
+        self._fleets: dict[int, Fleet | Clones | None] = {}
         self._bound: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
     def close(self) -> None:
         """Take everything out again."""
+        self.nursery.close(force=True)
         self.patches.remove()
         self.mirror.remove()
         SWITCH.remove()
@@ -166,6 +177,7 @@ class Kit:
 
     def end_test(self) -> None:
         turn, self.turn = self.turn, Turn(policy=self.settings.policy)
+        self.nursery.close()
         for watcher in self.watchers:
             watcher.over(turn)
         self.report.tests += 1
@@ -178,7 +190,7 @@ class Kit:
             return app  # a replica that asks an app itself, or one that is dispatched already
         return WsgiDoor(self, app, client) if wsgi else AsgiDoor(self, app, client)
 
-    def fleet(self, app: Any) -> Fleet | None:
+    def fleet(self, app: Any) -> Fleet | Clones | None:
         """The replicas of an app; None for one that has no recipe, or that a replica asks itself."""
         if current() is not None:
             return None
@@ -239,16 +251,32 @@ class Kit:
         patterns = self.settings.allow + (turn.allow if turn is not None else ())
         return any(fnmatchcase(name, pattern) for pattern in patterns)
 
-    def _new(self, app: Any) -> Fleet | None:
+    def _new(self, app: Any) -> Fleet | Clones | None:
         self.mirror.refresh()
         self.mirror.watch()
-        name = type(app).__name__
+        if self.settings.isolation == "none":
+            return None
+        if self.settings.isolation == "clone":
+            return self._cloned(app, "clone")
         try:
             recipe = self.recipes.find(app)
             return self._checked(Fleet(self, app, recipe, forget=self._forget(id(app))), recipe)
         except (NoRecipe, StartupError) as error:
-            self.report.apps.setdefault(name, f"none: {error}")
+            if self.settings.isolation == "auto":
+                return self._cloned(app, f"clone: {error}")
+            self.report.apps.setdefault(type(app).__name__, f"none: {error}")
             return None
+
+    def _cloned(self, app: Any, why: str) -> Clones | None:
+        name = type(app).__name__
+        try:
+            need_fork()
+            clones = Clones(self, app, forget=self._forget(id(app)))
+        except (ConfigError, TypeError) as error:
+            self.report.apps.setdefault(name, f"none: {error}; {why}")
+            return None
+        self.report.apps.setdefault(name, why)
+        return clones
 
     def _checked(self, fleet: Fleet, recipe: Recipe) -> Fleet:
         """A recipe that is new makes all of its replicas, so that we learn early what goes wrong."""

@@ -77,7 +77,7 @@ def of_thing(finding: Finding) -> Iterator[str]:
 def coverage(report: Report) -> Iterator[str]:
     yield f"{report.spread} of {report.tests} tests reached two replicas or more"
     for name, how in list(report.apps.items())[:MANY]:
-        if how != "module":
+        if how not in ("module", "clone"):
             yield f"    {name}: {how}"
 
 

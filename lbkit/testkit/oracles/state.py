@@ -47,6 +47,8 @@ class StateWatch(Watcher):
 
     def before(self, served: Served) -> None:
         # A test may have changed anything between two requests: only what happens from now on is the app's.
+        if served.space not in self._pictures:
+            return  # a process of its own: its memory is out of sight
         self._chosen(served.space, served.app)
         picture = self._pictures[served.space]
         if served.space not in self._fresh:
@@ -74,7 +76,8 @@ class StateWatch(Watcher):
         report.findings += [found.finding() for found in self.found.values()]
 
     def _look(self, served: Served) -> None:
-        for change in self._pictures[served.space].changes():
+        picture = self._pictures.get(served.space)
+        for change in picture.changes() if picture is not None else ():
             if not self.kit.allows(change.name, served.turn):
                 found = self.found.get(change.name)
                 if found is None:
