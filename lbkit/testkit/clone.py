@@ -169,7 +169,8 @@ class RemoteWsgi:
         if kept is not None and context is not None:
             kept(Context(self._app, environ, *context))
         start_response(status, headers)
-        return [body]
+        parts: list[bytes] = body
+        return parts
 
 
 class Context:

@@ -80,7 +80,7 @@ class Server:
         try:
             parts = self.apps[app]({**environ, **own}, start_response)
             try:
-                content = b"".join(parts)
+                content = list(parts)
             finally:
                 if (close := getattr(parts, "close", None)) is not None:
                     close()

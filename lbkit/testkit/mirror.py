@@ -172,7 +172,9 @@ class Mirror:
             return
         if space not in slot.twins:
             slot.twins[space] = slot.read(twin)
-        slot.write(twin, value if value is ABSENT else self.translate(value, space))
+        other = value if value is ABSENT else self.translate(value, space)
+        # A value that is found at the very place where it was put is the test's own.
+        slot.write(twin, value if other is slot.twins[space] else other)
 
     def _loaded(self, space: Space, modules: list[ModuleType]) -> None:
         """Copies were imported while the test's changes are in force."""

@@ -1,0 +1,393 @@
+"""What a suite may do while its app is three replicas: change it by hand, mark tests, use other plugins."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lbkit.errors import ConfigError
+from lbkit.testkit import clone
+from lbkit.testkit.findings import Oracle, Report, Verdict
+from tests.testkit.suites import run
+
+FLASK = """
+import flask
+from tk_app import limits
+
+def clock():
+    return "noon"
+
+class Prices:
+    tax = 7
+    def of(self, item):
+        return limits.PRICE + self.tax
+
+prices = Prices()
+stock = {"tea": 1}
+
+def create_app():
+    app = flask.Flask(__name__)
+    app.config["GREETING"] = "hello"
+
+    @app.get("/all")
+    def all():
+        greeting = flask.current_app.config["GREETING"]
+        return [clock(), prices.of("tea"), stock, greeting, getattr(flask.current_app, "extra", None)]
+
+    @app.get("/fail")
+    def fail():
+        raise limits.SoldOut("tea")
+
+    return app
+"""
+FASTAPI = """
+from fastapi import Depends, FastAPI
+
+app = FastAPI()
+app.state.name = "shop"
+
+def user():
+    return "nobody"
+
+@app.get("/me")
+def me(name: str = Depends(user)):
+    return [name, app.state.name]
+"""
+LIMITS = """
+PRICE = 1
+
+class SoldOut(Exception):
+    pass
+"""
+SUITE = '''
+import importlib
+from unittest import mock
+
+import pytest
+import tk_app
+from tk_app import limits
+
+
+@pytest.fixture
+def client():
+    app = tk_app.create_app()
+    app.testing = True
+    return app.test_client()
+
+
+def everywhere(client, path="/all"):
+    """What all replicas answer."""
+    answers = [client.get(path).json for _ in range(6)]
+    assert all(answer == answers[0] for answer in answers), answers
+    return answers[0]
+
+
+def test_monkeypatch(client, monkeypatch):
+    assert everywhere(client) == ["noon", 8, {"tea": 1}, "hello", None]
+    monkeypatch.setattr(tk_app, "clock", lambda: "midnight")
+    monkeypatch.setattr("tk_app.limits.PRICE", 100)
+    monkeypatch.setattr(tk_app.Prices, "tax", 1)
+    monkeypatch.setitem(tk_app.stock, "milk", 2)
+    assert everywhere(client) == ["midnight", 101, {"tea": 1, "milk": 2}, "hello", None]
+
+
+def test_it_is_all_back(client):
+    assert everywhere(client) == ["noon", 8, {"tea": 1}, "hello", None]
+
+
+def test_mock(client):
+    with mock.patch("tk_app.clock", return_value="dawn") as clock, mock.patch.object(tk_app.prices, "tax", 2):
+        with mock.patch.dict(tk_app.stock, {"bread": 1}, clear=True):
+            assert everywhere(client) == ["dawn", 3, {"bread": 1}, "hello", None]
+    assert clock.call_count == 6
+    assert everywhere(client) == ["noon", 8, {"tea": 1}, "hello", None]
+
+
+def test_assignment(client):
+    limits.PRICE = 5
+    try:
+        assert everywhere(client)[1] == 12
+    finally:
+        limits.PRICE = 1
+    assert everywhere(client)[1] == 8
+
+
+def test_app(client):
+    client.application.config["GREETING"] = "good day"
+    client.application.extra = 3
+    assert everywhere(client)[3:] == ["good day", 3]
+    client.application.config.update(GREETING="hi")
+    assert everywhere(client)[3:] == ["hi", 3]
+
+
+def test_routes():
+    app = tk_app.create_app()
+
+    @app.get("/mine")
+    def mine():
+        return ["mine"]
+
+    assert everywhere(app.test_client(), "/mine") == ["mine"]
+
+
+def test_error(client):
+    for _ in range(3):
+        with pytest.raises(limits.SoldOut):
+            client.get("/fail")
+
+
+def test_reload(client, monkeypatch):
+    limits.PRICE = 50
+    importlib.reload(limits)
+    assert everywhere(client)[1] == 8
+'''
+API_SUITE = """
+import httpx
+import pytest
+from starlette.testclient import TestClient
+from tk_api import app, user
+
+
+@pytest.fixture(scope="module")
+def client():
+    with TestClient(app) as client:
+        yield client
+
+
+def everywhere(client):
+    answers = [client.get("/me").json() for _ in range(6)]
+    assert all(answer == answers[0] for answer in answers), answers
+    return answers[0]
+
+
+def test_override(client):
+    app.dependency_overrides[user] = lambda: "ann"
+    assert everywhere(client)[0] == "ann"
+    app.dependency_overrides.clear()
+    assert everywhere(client)[0] == "nobody"
+
+
+def test_state(client):
+    client.app.state.name = "other shop"
+    assert everywhere(client) == ["nobody", "other shop"]
+    app.state.name = "shop"
+
+
+def test_route(client):
+    @app.get("/mine")
+    async def mine():
+        return "mine"
+
+    assert [client.get("/mine").json() for _ in range(3)] == ["mine"] * 3
+
+
+@pytest.mark.anyio
+async def test_httpx():
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://t") as client:
+        assert [(await client.get("/me")).json()[0] for _ in range(3)] == ["nobody"] * 3
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "tk_app").mkdir()
+    (tmp_path / "tk_app" / "__init__.py").write_text(FLASK)
+    (tmp_path / "tk_app" / "limits.py").write_text(LIMITS)
+    (tmp_path / "tk_api.py").write_text(FASTAPI)
+    (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
+    return tmp_path
+
+
+def test_what_a_test_does_to_a_flask_app_and_its_modules_all_replicas_see(folder: Path) -> None:
+    (folder / "test_app.py").write_text(SUITE)
+    ran = run(folder)
+    assert ran.outcomes == {"passed": 8}, ran.output
+    assert ran.report is not None
+    assert (ran.report.findings, ran.report.spread) == ([], 8)
+
+
+def test_what_a_test_does_to_a_fastapi_app_all_replicas_see_behind_each_client(folder: Path) -> None:
+    (folder / "test_api.py").write_text(API_SUITE)
+    ran = run(folder, "-p", "anyio.pytest_plugin")
+    assert ran.outcomes == {"passed": 4}, ran.output
+    assert ran.report is not None
+    assert (ran.report.findings, ran.report.spread) == ([], 4)
+    assert ran.report.apps == {"tk_api:app": "module"}
+
+
+COUNTER = """
+import flask
+COUNT = []
+def create_app():
+    app = flask.Flask(__name__)
+    @app.get("/")
+    def count():
+        COUNT.append(1)
+        return str(len(COUNT))
+    return app
+"""
+COUNTER_SUITE = """
+import pytest, tk_count
+
+@pytest.fixture
+def client():
+    return tk_count.create_app().test_client()
+
+def ask(client):
+    return [int(client.get("/").text) for _ in range(3)]
+
+def test_spread(client):
+    assert ask(client) == [1, 2, 3]
+
+@pytest.mark.single_replica("it counts")
+def test_single(client):
+    first = int(client.get("/").text)
+    assert ask(client) == [first + 1, first + 2, first + 3]
+"""
+
+
+@pytest.fixture
+def counter(tmp_path: Path) -> Path:
+    (tmp_path / "tk_count.py").write_text(COUNTER)
+    (tmp_path / "test_count.py").write_text(COUNTER_SUITE)
+    return tmp_path
+
+
+def test_a_marked_test_is_asked_of_one_replica(counter: Path) -> None:
+    ran = run(counter, "--replica-classify=no", "-p", "no:lbkit.testkit.fixtures")
+    assert ran.outcomes == {"failed": 1, "passed": 1}, ran.output
+    assert [each.what for each in ran.found(Oracle.ASSERTION)] == ["test_count.py::test_spread"]
+
+
+def test_the_workers_of_xdist_report_as_one(counter: Path) -> None:
+    for number in range(3):
+        (counter / f"test_{number}.py").write_text(COUNTER_SUITE.replace("[1, 2, 3]", "[1, 1, 1]"))
+    (counter / "test_count.py").unlink()
+    ran = run(counter, "-p", "xdist.plugin", "-n2", "--dist=loadfile", "--replica-classify=no")
+    assert ran.report is not None, ran.output
+    assert (ran.report.tests, ran.report.spread) == (6, 3)
+    (state,) = ran.found(Oracle.STATE)
+    assert state.what.startswith("tk_count.COUNT (list")
+    assert state.times == 21
+    assert len(ran.report.rows) == 21
+
+
+def test_a_verdict_of_state_that_sticky_clients_do_not_save(counter: Path) -> None:
+    suite = COUNTER_SUITE.replace("[int(client.get", "[int(tk_count.create_app().test_client().get")
+    (counter / "test_count.py").write_text(suite)
+    (test,) = run(counter, "-k", "spread").found(Oracle.ASSERTION)
+    assert test.verdict is Verdict.GLOBAL
+
+
+def test_a_test_that_fails_anyway_is_not_the_replicas_fault(counter: Path) -> None:
+    (counter / "test_count.py").write_text("def test_it():\n    assert False\n")
+    ran = run(counter)
+    (test,) = ran.found(Oracle.ASSERTION)
+    assert test.verdict is Verdict.ALONE
+    assert "nothing that 1 tests touch depends on which replica answers" in ran.output
+
+
+def test_an_app_that_the_test_makes_is_cloned_and_the_report_says_why(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "import flask, os\n"
+        "def test_it():\n"
+        "    app = flask.Flask('mine')\n"
+        "    app.get('/')(lambda: str(os.getpid()))\n"
+        "    client = app.test_client()\n"
+        "    assert len({client.get('/').text for _ in range(6)}) == 3\n"
+    )
+    ran = run(tmp_path)
+    assert ran.outcomes == {"passed": 1}, ran.output
+    assert ran.report is not None
+    (how,) = ran.report.apps.values()
+    assert (
+        how == "clone: Flask cannot be made once more: it was made by the test itself, not by a function or "
+        "module of the project"
+    )
+    assert "Flask: clone: " in ran.output
+
+
+def test_an_import_that_works_once_only_falls_back_to_clones(tmp_path: Path) -> None:
+    (tmp_path / "tk_once.py").write_text(
+        "import flask, logging\n"
+        "if logging.getLogger('tk_once').disabled: raise OSError('port in use')\n"
+        "logging.getLogger('tk_once').disabled = True\n"
+        "app = flask.Flask(__name__)\n"
+        "app.get('/')(lambda: 'yes')\n"
+    )
+    (tmp_path / "test_it.py").write_text(
+        "import tk_once\ndef test_it():\n    assert tk_once.app.test_client().get('/').text == 'yes'\n"
+    )
+    ran = run(tmp_path)
+    assert ran.outcomes == {"passed": 1}, ran.output
+    assert ran.report is not None
+    (how,) = ran.report.apps.values()
+    assert how.startswith(
+        "clone: replica web2 failed to start: importing tk_once again raised OSError: port in use"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--replicas=0"], "need at least 1 replica, got --replicas 0"),
+        (["--replicas=2", "--replica-private=shoop"], "there is no package shoop to copy for each replica"),
+        (["--replicas=2", "--replica-policy=best"], "need a policy of round_robin, random, sticky"),
+        (
+            ["--replicas=2", "--replica-isolation=vm"],
+            "need an isolation of auto, module, clone, none, got 'vm'",
+        ),
+    ],
+)
+def test_a_wrong_option_is_one_line(counter: Path, options: list[str], said: str) -> None:
+    ran = run(counter, *options, replicas=None)
+    assert ran.code == 4
+    assert f"ERROR: {said}" in ran.output
+
+
+def test_without_fork_clone_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "fork")
+    with pytest.raises(
+        ConfigError, match=r"isolation clone needs os.fork, which .* does not have: use module"
+    ):
+        clone.need_fork()
+
+
+def test_without_replicas_nothing_is_patched(counter: Path) -> None:
+    (counter / "test_count.py").write_text(
+        "import builtins, importlib, sys\n"
+        "import werkzeug.test, starlette.testclient, httpx, flask\n"
+        "def test_it():\n"
+        "    for each in (werkzeug.test.Client.run_wsgi_app, starlette.testclient.TestClient.__init__,\n"
+        "                 httpx.ASGITransport.__init__, flask.Flask.__init__, importlib.reload):\n"
+        "        assert not hasattr(each, '__wrapped__') and 'lbkit' not in each.__code__.co_filename\n"
+        "    assert type(builtins.__import__).__name__ == 'builtin_function_or_method'\n"
+        "    assert 'lbkit.testkit.run' not in sys.modules and 'lbkit.testkit.kit' not in sys.modules\n"
+    )
+    assert run(counter, replicas=None).outcomes == {"passed": 1}
+
+
+def test_pytest_finds_the_plugin_by_itself_beside_others(counter: Path) -> None:
+    variables = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
+    report = counter / "report.json"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-W", "ignore", "-k", "single"),
+            *("--replicas=3", "--replica-classify=no", f"--replica-report={report}"),
+        ],
+        cwd=counter,
+        env=variables,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert Report.from_json(report.read_text()).tests == 1
