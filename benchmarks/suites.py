@@ -62,24 +62,42 @@ SUITES = {
         options=("--replica-private=docs_src", "-o", "timeout=60"),
         removed=("fastapi",),
         needs=(
-            *("fastapi==0.165.0", "a2wsgi<=2.0", "anyio[trio]", "dirty-equals", "flask", "httpx", "httpx2"),
-            *(
+            *[
+                "fastapi==0.165.0",
+                "a2wsgi<=2.0",
+                "anyio[trio]",
+                "dirty-equals",
+                "flask",
+                "httpx",
+                "httpx2",
                 "inline-snapshot",
+            ],
+            *[
                 "jinja2",
                 "python-multipart",
                 "orjson",
                 "ujson",
                 "passlib",
                 "pwdlib[argon2]",
-            ),
-            *("pyjwt", "python-jose", "pyyaml", "sqlmodel", "strawberry-graphql", "typer", "pytest-timeout"),
-            *("pydantic-settings", "pydantic-extra-types", "email-validator", "websockets", "uvicorn"),
-            *("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http", "logfire", "sentry-sdk"),
-            "opentelemetry-instrumentation-fastapi",
+                "pyjwt",
+                "python-jose",
+                "pyyaml",
+            ],
+            *[
+                "sqlmodel",
+                "strawberry-graphql",
+                "typer",
+                "pytest-timeout",
+                "pydantic-settings",
+                "uvicorn",
+                "logfire",
+            ],
+            *["pydantic-extra-types", "email-validator", "websockets", "sentry-sdk", "opentelemetry-sdk"],
+            *["opentelemetry-exporter-otlp-proto-http", "opentelemetry-instrumentation-fastapi"],
         ),
         real=(
             "test_encoder/test_tutorial001.py::test_put",  # fake_db, a dict
-            "test_websockets/test_tutorial003.py::test_websocket_handle_disconnection",  # a room in one process
+            "test_websockets/test_tutorial003.py::test_websocket_handle_disconnection",  # a room
         ),
     ),
 }
