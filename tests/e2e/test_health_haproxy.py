@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from lbkit import Departure
 from lbkit.health import Outcome, Thresholds
 from lbkit.monitor import Health
+from lbkit.process import Process
 from lbkit.service import Service
 from lbkit.side_port import AgentPort, SidePort
 from tests.e2e.servers import free_port
@@ -134,6 +136,32 @@ def test_404_while_draining_is_its_soft_stop(tmp_path: Path) -> None:
             proxy.until("UP")
             health.lifecycle.drain()
             assert proxy.until("NOLB")["check_code"] == "404"
+    finally:
+        health.stop()
+
+
+@pytest.mark.parametrize(("told_by", "state"), [("503", "DOWN"), ("404", "NOLB"), ("agent", "DRAIN")])
+def test_an_operators_drain_is_seen_in_each_way_and_taken_back(
+    told_by: str, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    side, agent, never = SidePort(0), AgentPort(0), Thresholds(cpu=101, memory=101, disk=101)
+    service = Service(drain_status=404 if told_by == "404" else 503)
+    health = Health(service, thresholds=never, beside=[side, agent])
+    departure = Departure(environ={}, process=Process(environ={}))
+    departure.speak_for(health)
+    health.start()
+    assert agent.address is not None
+    backend = "option httpchk GET /health\n    http-check disable-on-404"
+    words = f"agent-check agent-port {agent.address[1]} agent-inter 50ms"
+    asked = {"server": words} if told_by == "agent" else {"backend": backend}
+    try:
+        with haproxy(tmp_path, side, **asked) as proxy:
+            proxy.until("UP")
+            departure.process.order(drain=True)
+            proxy.until(state)
+            departure.process.order(drain=False)
+            proxy.until("UP")
     finally:
         health.stop()
 
