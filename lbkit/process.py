@@ -36,6 +36,8 @@ STOP_LIMITS = {"KUBERNETES_SERVICE_HOST": 30.0, "ECS_CONTAINER_METADATA_URI_V4":
 DOCKER, DOCKER_LIMIT = Path("/.dockerenv"), 10.0
 
 TICK = 0.05
+PATIENCE = 1.0
+"""Seconds that we wait with what we have to say for a log: hypercorn makes its own after the app is up."""
 
 
 class Leaver(Protocol):
@@ -61,7 +63,7 @@ class Process:
         self._chain: Chain | None = None
         self._lock = threading.RLock()
         self._stopped = threading.Event()
-        self._watching = False
+        self._watching_since: float | None = None
         self._repeated = False
         self._told = False
         self._listeners: Listeners | None = None
@@ -119,7 +121,7 @@ class Process:
         with self._lock:
             if not self._leavers:
                 self._stopped.set()
-                self._watching = False
+                self._watching_since = None
                 self._forget_file()
                 self._forget_listeners()
                 if self._chain is not None:
@@ -129,6 +131,8 @@ class Process:
         """Look once. The thread does it again and again."""
         with self._lock:
             now, leavers = self.clock(), list(self._leavers)
+            if not self._told and leavers:
+                self._tell_hook()
             self._share(leavers)
             total = self.in_flight if any(each.drain.draining for each in leavers) else None
             for leaver in leavers:
@@ -174,14 +178,18 @@ class Process:
         self._repeated = True
         return True
 
+    @property
+    def _overdue(self) -> bool:
+        """Whether a server that sets its log up late would have done so by now."""
+        return self._watching_since is not None and self.clock() >= self._watching_since + PATIENCE
+
     def _watch(self) -> None:
-        if self._watching:
+        if self._watching_since is not None:
             return
-        self._watching = True
+        self._watching_since = self.clock()
         self._stopped = threading.Event()
         work = threading.Thread(target=self._look_on, args=(self._stopped,), name="lbkit-drain", daemon=True)
         work.start()
-        self._tell_hook()
 
     def _look_on(self, stopped: threading.Event) -> None:
         while not stopped.wait(TICK):
@@ -271,8 +279,8 @@ class Process:
             file.remove()
 
     def _tell_hook(self) -> None:
-        """Say once who takes the signal, and what does not fit: when we are armed, if anybody can hear it."""
-        if self._told or not (self._watching or _voice(logging.WARNING)):
+        """Say once who takes the signal, and what does not fit: as soon as anybody can hear it."""
+        if self._told or not (self._overdue or _voice(logging.WARNING)):
             return
         self._told, hook = True, self.hook
         if hook is Hook.NONE:
@@ -288,7 +296,8 @@ class Process:
     def _forked(self) -> None:
         """A fork copies no threads and no locks to rely on; what was in flight is the parent's."""
         self._lock = threading.RLock()
-        self._watching = self._repeated = self._told = False
+        self._watching_since = None
+        self._repeated = self._told = False
         self.file = self._listeners = None
         for leaver in list(self._leavers):
             leaver.drain.forget()

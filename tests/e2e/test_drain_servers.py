@@ -67,7 +67,7 @@ def hook_of(server: str) -> str:
 def test_sigterm_fails_readiness_and_a_second_one_hands_over(server: str, start: Start) -> None:
     replica = start(SERVERS[server], LBKIT_PRE_STOP_DELAY=LONG)
     assert (drain_of(replica)["armed"], drain_of(replica)["hook"]) == (True, hook_of(server))
-    assert "drain armed" in str(replica) or server == "hypercorn -w 0"  # it has not set up its log yet
+    until(lambda: "drain armed" in str(replica), replica)
     replica.send(signal.SIGTERM)
     # Each of several workers must say so, so a good many are asked.
     until(lambda: all(replica.health() == 503 for _ in range(20)), replica)
@@ -98,14 +98,15 @@ def test_uwsgi_drains_behind_the_launcher_and_says_so_when_it_is_not_there(
     start: Start, tmp_path: Path
 ) -> None:
     # --die-on-term: without us, SIGTERM ends uWSGI at once, and its requests with it.
-    words = ["--master", "--processes=2", "--threads=4", "--need-app", "--die-on-term", "--module", WSGI]
-    uwsgi = [program("uwsgi"), "--http-socket=127.0.0.1:{port}", *words]
+    options = ["--master", "--processes=2", "--threads=4", "--need-app", "--die-on-term", "--module", WSGI]
+    uwsgi = [program("uwsgi"), "--http-socket=127.0.0.1:{port}", *options]
     replica = start([*EXEC, *uwsgi], LBKIT_PRE_STOP_DELAY="0.1")
     assert drain_of(replica)["hook"] == "launcher"
     a_request_in_flight_is_answered(replica, tmp_path)
     bare = start(uwsgi)
     assert drain_of(bare)["armed"] is False
-    assert "drain not armed in a worker of uWSGI: start the server through lbkit exec" in str(bare)
+    words = "drain not armed in a worker of uWSGI: start the server through lbkit exec"
+    until(lambda: words in str(bare), bare)
 
 
 @pytest.mark.parametrize("server", ["hypercorn", "granian asgi", "granian wsgi"])
@@ -248,7 +249,7 @@ def test_a_reload_of_gunicorn_does_not_make_health_flap(start: Start) -> None:
         codes.append(replica.health())
         return (
             get(replica.port, "/fast?id=1")[1].split()[2:] not in [[pid] for pid in before]
-            and len(codes) > 100
+            and len(codes) > 50
         )
 
     replica.send(signal.SIGHUP)
