@@ -39,7 +39,7 @@ PUBLIC = {
     },
     "lbkit.sessions": {"SessionEntry", "SessionOptions"},
     "lbkit_flask": {"LBKit", "RedisSessionInterface"},
-    "lbkit_starlette": {"LBKit"},
+    "lbkit_starlette": {"LBKit", "session"},
     "lbkit_fastapi": {"LBKit", "session"},
 }  # fmt: skip
 

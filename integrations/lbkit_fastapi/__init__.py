@@ -25,8 +25,8 @@ except ModuleNotFoundError as error:
     raise MissingExtra("fastapi", extra="fastapi") from error
 
 from lbkit_fastapi.schema import document
-from lbkit_fastapi.session import session
 from lbkit_starlette import LBKit as StarletteLBKit
+from lbkit_starlette import session
 
 __all__ = ["LBKit", "session"]
 

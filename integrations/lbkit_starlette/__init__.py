@@ -34,7 +34,9 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtra("starlette", extra="starlette") from error
 
-__all__ = ["LBKit"]
+from lbkit_starlette.session import session
+
+__all__ = ["LBKit", "session"]
 
 
 class LBKit:
@@ -53,8 +55,8 @@ class LBKit:
 
     `sessions` is where `request.session` is kept, so that every replica sees it:
     `LBKit(app, sessions="redis://cache:6379/0", secret_keys=["newest", "older"])`; `session_options` is
-    everything else about it. With `lazy_sessions` it is loaded by `await request.session.load()`, and not
-    for each request that has a cookie. `lbkit.sessions` then lists and revokes the sessions of a user.
+    everything else about it. With `lazy_sessions` it is loaded by `await lbkit_starlette.session(request)`,
+    and not for each request that has a cookie. `lbkit.sessions` lists and revokes the sessions of a user.
     """
 
     def __init__(

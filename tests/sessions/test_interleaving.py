@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from lbkit.sessions import SessionOptions
 from lbkit.stores import MemoryStore
 from lbkit.wsgi import Sessions
 from lbkit.wsgi.sessions import Session
@@ -38,7 +39,11 @@ class Interleaving(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.sessions = Sessions(MemoryStore(), secret_keys=KEYS)
+        self.now, self.renewals = 1_800_000_000.0, 0
+        # The store's clock stands still: what a renewal leaves behind stays for as long as a test needs it.
+        store = MemoryStore(clock=lambda: 0.0)
+        options = SessionOptions(renewal=600.0)
+        self.sessions = Sessions(store, secret_keys=KEYS, options=options, wall=lambda: self.now)
         self.environ: dict[str, str] = {}
         self.generation = 0
         self.stored: dict[str, Any] = {}
@@ -127,8 +132,12 @@ class Interleaving(RuleBasedStateMachine):
                 self.begin_anew()
             else:
                 self._take(request.session)
+        elif request.generation == self.generation and request.session.cookie_due:
+            self._take(request.session)  # it was renewed
         else:
             assert request.session.cookie_due is None
+        if not self.running:
+            self.renewals = 0
 
     def begin_anew(self) -> None:
         """The session is over; the next request finds none, and begins another."""
@@ -138,6 +147,13 @@ class Interleaving(RuleBasedStateMachine):
         session.save()
         self._take(session)
         self.stored = {"a": 0}
+
+    @precondition(lambda self: self.renewals < 3)
+    @rule()
+    def time_passes(self) -> None:
+        """The id has served for long enough. Nobody sleeps through more than three renewals."""
+        self.now += 601
+        self.renewals += 1
 
     def _one(self, which: int) -> Request:
         return self.running[which % len(self.running)]

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import Depends, FastAPI
 from flask import Flask
 from starlette.applications import Starlette
+from starlette.requests import Request
 
 from lbkit.asgi import SessionMiddleware
 from lbkit.asgi import Sessions as ASGISessions
@@ -18,6 +19,7 @@ from lbkit_fastapi import LBKit as FastAPILBKit
 from lbkit_fastapi import session as loaded
 from lbkit_flask import LBKit, RedisSessionInterface
 from lbkit_starlette import LBKit as StarletteLBKit
+from lbkit_starlette import session as session_of
 
 KEYS = ["newest" * 4, b"older" * 4]
 options = SessionOptions(idle=3600, absolute=None, watch=("user",), conflict="raise", same_site="Strict")
@@ -46,6 +48,15 @@ def checked_out(sessions: WSGISessions) -> bool:
 starlette = Starlette()
 starlette.add_middleware(SessionMiddleware, store="redis://cache:6379/0", secret_keys=KEYS, load="lazy")
 StarletteLBKit(Starlette(), sessions=ASGISessions("memory://", secret_keys=KEYS))
+
+
+async def visits(request: Request) -> int:
+    session = await session_of(request)
+    session.incr("visits")
+    count: int = session["visits"]
+    return count
+
+
 fastapi = FastAPI()
 made = FastAPILBKit(fastapi, sessions="memory://", secret_keys=KEYS, lazy_sessions=True)
 

@@ -1,8 +1,8 @@
-"""The session as a dependency."""
+"""The session of a request, loaded and with its own type."""
 
 from __future__ import annotations
 
-from fastapi.requests import HTTPConnection
+from starlette.requests import HTTPConnection
 
 from lbkit.asgi.sessions import Session
 
@@ -10,6 +10,6 @@ __all__ = ["session"]
 
 
 async def session(connection: HTTPConnection) -> Session:
-    """`session: Annotated[Session, Depends(session)]`: the session, loaded; in websockets, too."""
+    """`await session(request)`; in FastAPI `Annotated[Session, Depends(session)]`. In websockets, too."""
     found: Session = connection.scope["session"]
     return await found.load()
