@@ -42,14 +42,15 @@ class Child:
     """One replica in a process of its own. `target` is what `lbkit serve` takes: `shop:create_app`.
 
     `port` puts it on 127.0.0.1 (0: a free port) and not on a unix socket. `env` is added to the environment,
-    as is LBKIT_REPLICA_ID with its name; `patience` is how many seconds it may take to answer.
+    as is LBKIT_REPLICA_ID with its name (in a pool: the replica's, unless given). `patience`: how many
+    seconds it may take to answer.
     """
 
     def __init__(
         self,
         target: str,
         *,
-        name: str = "web1",
+        name: str | None = None,
         factory: bool = False,
         app_dir: Path | None = None,
         env: Mapping[str, str] | None = None,
@@ -59,7 +60,8 @@ class Child:
         if patience <= 0:
             raise ConfigError(f"need patience > 0, got patience={patience}")
         self.target = target
-        self.name = name
+        self.name = name or "web1"
+        self._unnamed = name is None
         self.factory = factory
         self.app_dir = app_dir
         self.env = dict(env or {})
@@ -71,6 +73,11 @@ class Child:
         self._folder: str | None = None
         self._words: deque[str] = deque(maxlen=LAST_WORDS)
         self._reader: threading.Thread | None = None
+
+    def called(self, name: str) -> None:
+        """Take the name that a pool has for it, unless it was given one. Before its first start."""
+        if self._unnamed and self.process is None and self._folder is None:
+            self.name, self._unnamed = name, False
 
     @property
     def address(self) -> str:

@@ -130,9 +130,9 @@ class Balancer(Operated[Carrier]):
         """Restart one replica after another, and lose no request.
 
         Each leaves: for `delay` seconds it keeps its bound clients, then it gets nothing; when what is inside
-        is done, or `timeout` is over, its lifespan ends and that of a fresh app from the factory (a process
-        of its own: a new process; an app object: the same again) begins. Raises StartupError when that fails:
-        the replica then stays in maintenance, and the others as they are.
+        is done, or `timeout` is over, its lifespan ends and that of a fresh app from the factory begins (of a
+        process of its own: a new process; an app object: the same again; a URL: nothing). Raises StartupError
+        when that fails: the replica then stays in maintenance, and the others as they are.
         """
         moves = rolling(self, delay=delay, timeout=timeout)
         try:

@@ -28,6 +28,8 @@ class ASGIMember(Member[ASGIApp]):
     """A replica as this carrier sees it: what to call, and how to name it to the client."""
 
     def __init__(self, state: ReplicaState, app: Runnable, header: str | None) -> None:
+        if isinstance(app, Child):
+            app.called(state.replica.name)
         super().__init__(state, as_asgi(app), refuse=refused)
         self.lifespan = Lifespan(self.name, self.own)
         self.header = (header.lower().encode("ascii"), self.name.encode("ascii")) if header else None

@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from lbkit.asgi.tunnel import tunnel
 from lbkit.balancer.address import Address
-from lbkit.balancer.hop import named_by_connection
+from lbkit.balancer.hop import SERVERS_OWN, named_by_connection
 from lbkit.errors import MissingExtra, ReplicaRefused, ReplicaReset
 from lbkit.types import Message, Receive, Scope, Send
 
@@ -133,6 +133,7 @@ class Upstream:
         loop = asyncio.get_running_loop()
         pool = self._pools.get(loop)
         if pool is None:
+            self._pools = {each: kept for each, kept in self._pools.items() if not each.is_closed()}
             pool = self._pools[loop] = _library().AsyncConnectionPool(
                 max_connections=None,  # who gets how many requests is the balancer's to say
                 keepalive_expiry=self._idle,
@@ -147,7 +148,8 @@ class Body:
     def __init__(self, receive: Receive, headers: Iterable[tuple[bytes, bytes]]) -> None:
         self._receive = receive
         names = {name for name, _ in headers}
-        self.expected = not names.isdisjoint({b"content-length", b"transfer-encoding"})
+        self.chunked = b"transfer-encoding" in names
+        self.expected = self.chunked or b"content-length" in names
         self._read = asyncio.Event()
         if not self.expected:
             self._read.set()
@@ -181,16 +183,18 @@ async def _chunks(response: httpcore.Response) -> AsyncIterator[bytes]:
 
 def _asked_headers(headers: Headers, body: Body) -> Headers:
     kept = _end_to_end(headers)
-    names = {name for name, _ in kept}
-    if b"host" not in names:
+    if b"host" not in {name for name, _ in kept}:
         kept.insert(0, (b"host", b""))  # HTTP/1.1 demands one, HTTP/1.0 and a bare client may have none
-    if body.expected and b"content-length" not in names:
+    if body.chunked:
+        # A length beside it is not to be believed (RFC 9112, section 6.1): it would cut the body elsewhere.
+        kept = [header for header in kept if header[0] != b"content-length"]
         kept.append((b"transfer-encoding", b"chunked"))
     return kept
 
 
 def _answered(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
-    return [(name.lower(), value) for name, value in _end_to_end(list(headers))]
+    lower = ((name.lower(), value) for name, value in _end_to_end(list(headers)))
+    return [(name, value) for name, value in lower if name.decode("latin-1") not in SERVERS_OWN]
 
 
 def _end_to_end(headers: Headers) -> Headers:

@@ -21,6 +21,7 @@ from lbkit.errors import ConfigError
 __all__ = [
     "FORWARDED",
     "HOP_BY_HOP",
+    "SERVERS_OWN",
     "WEB_SCHEMES",
     "add_client",
     "checked_header",
@@ -45,6 +46,9 @@ HOP_BY_HOP = frozenset(
     }
 )
 """RFC 9110, section 7.6.1: what is about one connection, and goes no further than its other end."""
+
+SERVERS_OWN = frozenset({"date", "server"})
+"""Of an answer: the server in front of us writes its own, as nginx does. Two dates are none."""
 
 TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 """RFC 9110, section 5.6.2: what a header's name is made of."""

@@ -28,6 +28,7 @@ from lbkit.balancer.hop import checked_header
 from lbkit.balancer.members import Member, address_of, made, make, named
 from lbkit.balancer.operated import Operated
 from lbkit.balancer.rolling import Restarted, rolling
+from lbkit.children import Child
 from lbkit.sticky import Stick, Sticky
 from lbkit.types import Clock, Environ, ExcInfo, StartResponse, WSGIApp
 from lbkit.wsgi.environ import inner_environ, path_of
@@ -96,6 +97,9 @@ class Balancer(Operated[Carrier]):
             rng=rng,
             allow_linear=allow_linear,
         )
+        for name, app in given.items():
+            if isinstance(app, Child):
+                app.called(name)
         members = {name: as_wsgi(app, read_timeout=read_timeout) for name, app in given.items()}
         self.named = {name: [(header, name)] if header is not None else [] for name in members}
         self.pool = Pool(map(Replica, members), policy=policy if not isinstance(policy, str) else None)
@@ -166,9 +170,9 @@ class Balancer(Operated[Carrier]):
         """Restart one replica after another, and lose no request.
 
         Each leaves: for `delay` seconds it keeps its bound clients, then it gets nothing; when what is inside
-        is done, or `timeout` is over, a fresh app from the factory (a process of its own: a new process; an
-        app object: the same again) takes its place. Raises StartupError when that fails: the replica then
-        stays in maintenance, and the others as they are.
+        is done, or `timeout` is over, a fresh app from the factory takes its place (of a process of its own:
+        a new process; an app object: the same again; a URL: nothing). Raises StartupError when that fails:
+        the replica then stays in maintenance, and the others as they are.
         """
         moves = rolling(self, delay=delay, timeout=timeout)
         try:

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING
 from urllib.parse import quote_from_bytes
 
 from lbkit.balancer.address import Address
-from lbkit.balancer.hop import named_by_connection
+from lbkit.balancer.hop import SERVERS_OWN, named_by_connection
 from lbkit.errors import MissingExtra, ReplicaRefused, ReplicaReset, ReplicaTimeout
 from lbkit.types import Environ, StartResponse
 
@@ -69,7 +69,9 @@ class Upstream:
     def _asked(self, environ: Environ) -> httpcore.Response:
         library, at = _library(), self.address
         headers, content = _headers(environ), _content(environ)
-        if content is not None and not environ.get("CONTENT_LENGTH"):
+        if "HTTP_TRANSFER_ENCODING" in environ and content is not None:
+            # A length beside it is not to be believed (RFC 9112, section 6.1): it would cut elsewhere.
+            headers = [header for header in headers if header[0] != "content-length"]
             headers.append(("transfer-encoding", "chunked"))
         request = library.Request(
             environ["REQUEST_METHOD"],
@@ -135,11 +137,10 @@ def _headers(environ: Environ) -> Headers:
 def _content(environ: Environ) -> Iterator[bytes] | None:
     """What is left to read of the request; None when it has no body."""
     stream: IO[bytes] = environ["wsgi.input"]
-    if length := environ.get("CONTENT_LENGTH"):
-        return _read(stream, int(length))
-    if environ.get("wsgi.input_terminated") and "HTTP_TRANSFER_ENCODING" in environ:
-        return iter(lambda: stream.read(PIECE), b"")
-    return None
+    if "HTTP_TRANSFER_ENCODING" in environ:
+        return iter(lambda: stream.read(PIECE), b"") if environ.get("wsgi.input_terminated") else None
+    length = environ.get("CONTENT_LENGTH")
+    return _read(stream, int(length)) if length else None
 
 
 def _read(stream: IO[bytes], left: int) -> Iterator[bytes]:
@@ -149,7 +150,8 @@ def _read(stream: IO[bytes], left: int) -> Iterator[bytes]:
 
 
 def _answered(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
-    return _end_to_end([(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers])
+    texts = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+    return [(name, value) for name, value in _end_to_end(texts) if name.lower() not in SERVERS_OWN]
 
 
 def _end_to_end(headers: Headers) -> Headers:

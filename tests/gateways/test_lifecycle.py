@@ -346,7 +346,7 @@ def test_a_factory_that_fails_leaves_one_replica_out_and_the_others_as_they_were
 
 
 def test_children_beside_apps_in_one_pool_restart_as_new_processes_under_load(live: Live) -> None:
-    children = [Child("tests.children_app:create_app", name=f"web{n}") for n in (1, 2)]
+    children = [Child("tests.children_app:create_app") for _ in range(2)]
     balancer = live.Balancer([*children, live.app(Site())], profile="nginx")
     with live.running(balancer):
         pids = [child.pid for child in children]
@@ -355,5 +355,6 @@ def test_children_beside_apps_in_one_pool_restart_as_new_processes_under_load(li
         assert [each.left for each in done] == [0, 0, 0]
         assert all(child.pid not in (None, pid) for child, pid in zip(children, pids, strict=True))
         assert set(live.names(balancer, 6)) == {"web1", "web2", "web3"}
+        assert [child.name for child in children] == ["web1", "web2"]
     assert set(load.statuses) == {200}
     assert not any(child.alive for child in children)

@@ -120,6 +120,7 @@ def test_a_balancer_over_urls_apps_and_children_names_who_answered(way: Way, chi
     told = answer.json()
     assert told["headers"]["x-forwarded-for"] == PEER
     assert told["client"] == PEER
+    assert {"date", "server"}.isdisjoint(answer.headers)  # of one hop: a server in front has its own
 
 
 def test_a_wsgi_upstream_gives_up_an_answer_that_does_not_begin(child: Child) -> None:
@@ -167,3 +168,26 @@ def test_the_first_chunk_leaves_before_the_second_is_made(child: Child) -> None:
         return bytes(chunk)
 
     assert asyncio.run(first()) == b"0\n"
+
+
+def test_a_length_beside_chunks_is_not_believed(child: Child) -> None:
+    sent: list[Any] = []
+    pieces = [b"x" * 10, b"y" * 20]
+
+    async def receive() -> Any:
+        if not pieces:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def ask() -> None:
+        upstream = ASGIUpstream(child.address)
+        headers = [(b"host", b"x"), (b"content-length", b"3"), (b"transfer-encoding", b"chunked")]
+        scope = {"type": "http", "method": "POST", "path": "/upload", "headers": headers}
+        await upstream(scope, receive, send)
+        await upstream.aclose()
+
+    asyncio.run(ask())
+    assert b"".join(each.get("body", b"") for each in sent) == b'{"size":30}'
