@@ -12,19 +12,28 @@ import argparse
 import asyncio
 import platform
 from itertools import repeat
+from time import process_time
 from typing import Any
 
 import flask
+import flask.testing
 import werkzeug.test
 
+from benchmarks import _shop
 from benchmarks._measure import Batch, Comparison, compare
 from benchmarks._passage import asgi_app, asgi_calls, environs, scopes, wsgi_app, wsgi_calls
 from lbkit import asgi
 from lbkit.balancer import Pool, Replica
 from lbkit.testkit import Attempt, Cluster, Trace
+from lbkit.testkit.frameworks import put_under
+from lbkit.testkit.kit import Kit, Settings
+from lbkit.testkit.oracles.state import StateWatch
 
 CORE_GOAL = 3.0
 """A pick, the rows of the trace and a release, next to a direct ASGI call: about 1 us on a quiet machine."""
+
+ISOLATION_GOAL = 40.0
+"""Microseconds that module isolation may add to a request of Flask's test client."""
 
 
 def core(cluster: Cluster) -> Batch:
@@ -110,6 +119,48 @@ def flask_comparison(rounds: int) -> Comparison:
         )
 
 
+def replicas_comparison(rounds: int) -> Comparison:
+    """What `pytest --replicas 3` adds to a request of Flask's client: isolation, then the state watch."""
+
+    class Plain(flask.testing.FlaskClient):
+        run_wsgi_app = werkzeug.test.Client.run_wsgi_app  # as it is before the kit is under it
+
+    plain = Plain(_shop.app, flask.Response, use_cookies=True)
+    kit, watched = (Kit(Settings(replicas=3, private=("benchmarks",))) for _ in range(2))
+    watched.watchers.append(StateWatch(watched))
+    try:
+        return compare(
+            {
+                "Flask's test client": of_clients(plain),
+                "over isolated replicas": over(kit),
+                "and with the state watch": over(watched),
+            },
+            rounds=rounds,
+            clock=process_time,
+        )
+    finally:
+        kit.close()
+        watched.close()
+
+
+def over(kit: Kit) -> Batch:
+    put_under(kit)
+
+    class Over(flask.testing.FlaskClient):
+        run_wsgi_app = werkzeug.test.Client.run_wsgi_app
+
+    kit.patches.remove()
+    client = Over(_shop.app, flask.Response, use_cookies=True)
+    kit.begin_test("a test")
+
+    def calls(count: int) -> None:
+        for _ in range(count):
+            client.get("/")
+        kit.turn.rows.clear()
+
+    return calls
+
+
 def core_comparison(rounds: int) -> Comparison:
     with Cluster([asgi_app] * 3) as cluster:
         direct = on_its_loop(cluster, asgi_app)
@@ -139,10 +190,16 @@ def report(rounds: int) -> None:
     print(f"\na trivial ASGI app, from another loop\n{hop_comparison(rounds).table()}")
     print(f"\na trivial WSGI app\n{wsgi_comparison(rounds).table()}")
     print(f"\na Flask view\n{flask_comparison(rounds).table()}")
+    isolated = replicas_comparison(rounds)
+    print(f"\nunder pytest --replicas 3 (processor time)\n{isolated.table()}")
     ratio = costs.ratio("round robin and trace")
     word = "met" if ratio <= CORE_GOAL else "missed"
     told = f"round robin and trace cost {ratio:.2f} x a direct call"
     print(f"\ngoals\n    {told}; the goal is <= {CORE_GOAL:g}: {word}")
+    added = isolated.added("over isolated replicas")
+    word = "met" if added <= ISOLATION_GOAL else "missed"
+    told = f"isolation adds {added:.0f} us to a request of Flask's client"
+    print(f"    {told}; the goal is <= {ISOLATION_GOAL:g}: {word}")
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ class FirstParty:
         self._tops: dict[str, bool] = {}
         self._seen = -1
         self._loaded: list[str] = []
+        self._names: frozenset[str] = frozenset()
         for name in sorted(self.named):
             self._check(name)
 
@@ -68,8 +69,9 @@ class FirstParty:
     def loaded(self) -> list[str]:
         """Names of the private modules that are in `sys.modules` now."""
         # Looked through again only when something was imported: a scan costs more than a whole dispatch.
-        if len(sys.modules) != self._seen or any(name not in sys.modules for name in self._loaded):
+        if len(sys.modules) != self._seen or not self._names <= sys.modules.keys():
             self._loaded = [name for name, module in list(sys.modules.items()) if self.copies(name, module)]
+            self._names = frozenset(self._loaded)
             self._seen = len(sys.modules)
         return self._loaded
 

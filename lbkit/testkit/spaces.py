@@ -107,28 +107,30 @@ class Switch:
         self._by_globals: dict[int, Space] = {}
         self._undo: list[Callable[[], None]] = []
 
-    def begin(self) -> None:
+    def enter(self, space: Space) -> None:
         with self._lock:
             self._running += 1
+            self.show(space)
 
-    def end(self, back: Space | None) -> None:
+    def leave(self, space: Space | None, back: Space | None) -> None:
         """A visit is over. With the last one the process's own modules come back."""
         with self._lock:
+            if space is not None:
+                self.show(space)  # take note of what it imported
             self._running -= 1
             if back is not None or not self._running:
                 self.show(back)
 
     def show(self, space: Space | None) -> None:
         wanted = None if space is None or space.own else space
-        if wanted is self.shown:
-            if wanted is not None and len(sys.modules) != self._length:
-                self._absorb(wanted)
-            return
         with self._lock:
-            if self.shown is not None:
-                self._put_away(self.shown)
-            if wanted is not None:
-                self._put_in_place(wanted)
+            if wanted is not self.shown:
+                if self.shown is not None:
+                    self._put_away(self.shown)
+                if wanted is not None:
+                    self._put_in_place(wanted)
+            elif wanted is not None and len(sys.modules) != self._length:
+                self._absorb(wanted)
 
     @contextmanager
     def showing(self, space: Space | None) -> Generator[None, None, None]:
@@ -151,11 +153,9 @@ class Switch:
 
     def _put_in_place(self, space: Space) -> None:
         modules = sys.modules
-        names = space.first_party.loaded()
-        self._own = {name: modules[name] for name in names}
-        for name in names:
-            if name not in space.modules:
-                del modules[name]
+        self._own = {name: modules[name] for name in space.first_party.loaded()}
+        for name in self._own.keys() - space.modules.keys():
+            del modules[name]
         modules.update(space.modules)
         self._length = len(modules)
         self.shown = space
@@ -165,9 +165,8 @@ class Switch:
         if len(modules) != self._length:
             self._absorb(space)
         self.shown = None
-        for name in space.modules:
-            if name not in self._own:
-                modules.pop(name, None)
+        for name in space.modules.keys() - self._own.keys():
+            modules.pop(name, None)
         modules.update(self._own)
 
     def _absorb(self, space: Space) -> None:
@@ -258,16 +257,14 @@ class Visit:
 
     def __enter__(self) -> None:
         self._back = CURRENT.get()
-        SWITCH.begin()
         self._token = CURRENT.set(self._space)
-        SWITCH.show(self._space)
+        SWITCH.enter(self._space)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         CURRENT.reset(self._token)
-        SWITCH.show(self._space)  # take note of what it imported
-        SWITCH.end(self._back)
+        SWITCH.leave(self._space, self._back)
 
 
 @types.coroutine
@@ -280,7 +277,7 @@ def in_steps(space: Space, awaitable: Awaitable[T], *, lasting: bool = False) ->
     value: Any = None
     error: BaseException | None = None
     if not lasting:
-        SWITCH.begin()
+        SWITCH.enter(space)
     try:
         while True:
             try:
@@ -302,4 +299,4 @@ def in_steps(space: Space, awaitable: Awaitable[T], *, lasting: bool = False) ->
                 close()
         finally:
             if not lasting:
-                SWITCH.end(CURRENT.get())
+                SWITCH.leave(None, CURRENT.get())
