@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from lbkit.asgi.bridge import WSGIBridge
 from lbkit.errors import ConfigError
-from lbkit.testkit.asgi import CLIENT, PIN
-from lbkit.testkit.websocket import Websocket
+from lbkit.testkit.marks import CLIENT, PIN
+from lbkit.testkit.websocket import Websocket, limited
 from lbkit.types import ASGIApp, Environ, Receive, Scope, Send, StartResponse
 
 if TYPE_CHECKING:
@@ -76,6 +76,14 @@ class Pinned:
 
 
 class Sync(Pinned):
+    websocket_patience = 2.0
+    """Seconds that Starlette's own `websocket_connect` waits for a message."""
+
+    def websocket_connect(self, *arguments: Any, **options: Any) -> Any:
+        session = super().websocket_connect(*arguments, **options)  # type: ignore[misc]
+        visitor = self.lbkit
+        return limited(session, visitor.cluster, visitor.name, timeout=self.websocket_patience)
+
     def ws(self, path: str, *, replica: str | None = None, timeout: float = 2.0, **headers: str) -> Websocket:
         """Open a websocket, with this client's cookies. Nothing waits for a message longer than `timeout`."""
         visitor = self.lbkit

@@ -31,6 +31,7 @@ from typing import Literal, TypeAlias
 from lbkit.errors import ConfigError
 
 __all__ = [
+    "PIECES_A_SECOND",
     "Fault",
     "Faults",
     "Injection",
@@ -45,6 +46,9 @@ __all__ = [
     "slow",
     "unready",
 ]
+
+PIECES_A_SECOND = 10
+"""How a body drips."""
 
 HEALTH = ("/health", "/health/ready", "/readyz", "/ready", "/healthz")
 

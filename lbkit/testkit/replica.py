@@ -25,9 +25,9 @@ from lbkit.asgi.replica import as_asgi
 from lbkit.balancer import Mode
 from lbkit.children import Child
 from lbkit.errors import ConfigError, ReplicaRefused, ReplicaReset, StartupError
-from lbkit.testkit import faults as kinds
 from lbkit.testkit.asgi import Upstream
-from lbkit.testkit.faults import Fault, Faults, Injection, Moment, Plan
+from lbkit.testkit.breakable import Breakable
+from lbkit.testkit.faults import Faults, Plan
 from lbkit.testkit.isolation import ModuleReplica
 from lbkit.testkit.origin import Made, Origin
 from lbkit.testkit.partition import Partition, Place
@@ -58,7 +58,7 @@ class Ongoing(Protocol):
     def kill(self, error: OSError) -> None: ...
 
 
-class ClusterReplica:
+class ClusterReplica(Breakable):
     """`cluster["web1"]`. Each verb has an async twin with an a before it, for use inside a running loop."""
 
     def __init__(self, cluster: Cluster, name: str, origin: Origin) -> None:
@@ -192,49 +192,6 @@ class ClusterReplica:
         if self._made is None or self._made.isolated is None:
             raise ConfigError(f"need a recipe such as 'shop:create_app()' to look into {self.name}")
         return self._made.isolated
-
-    # Faults.
-
-    def inject(
-        self,
-        fault: Fault,
-        *,
-        path: str | None = None,
-        method: str | None = None,
-        rate: float = 1.0,
-        times: int | None = None,
-    ) -> Injection:
-        """Have it go wrong from now on, until `stop()` or the end of the `with` block.
-
-        `path` may have wildcards; `rate` is the share of requests that it hits; `times` the most of them.
-        """
-        return self.faults.add(
-            Injection(fault, self.clock(), path=path, method=method, rate=rate, times=times)
-        )
-
-    def hang(self, *, at: Moment = "before", **which: Any) -> Injection:
-        return self.inject(kinds.hang(at=at), **which)
-
-    def slow(self, seconds: float, *, jitter: float = 0.0, **which: Any) -> Injection:
-        return self.inject(kinds.slow(seconds, jitter=jitter), **which)
-
-    def error(self, status: int = 500, **which: Any) -> Injection:
-        return self.inject(kinds.error(status), **which)
-
-    def refuse(self, **which: Any) -> Injection:
-        return self.inject(kinds.refuse(), **which)
-
-    def reset(self, *, after_bytes: int = 0, **which: Any) -> Injection:
-        return self.inject(kinds.reset(after_bytes=after_bytes), **which)
-
-    def drip(self, bytes_per_second: float, **which: Any) -> Injection:
-        return self.inject(kinds.drip(bytes_per_second), **which)
-
-    def flap(self, *, up: float, down: float, **which: Any) -> Injection:
-        return self.inject(kinds.flap(up=up, down=down), **which)
-
-    def unready(self, **which: Any) -> Injection:
-        return self.inject(kinds.unready(), **which)
 
     def partition(self, service: str) -> Partition:
         """Cut it off from a service such as "redis://redis:6379", until `stop()` or the end of the `with`.

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+from concurrent.futures import TimeoutError as FutureTimeout
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
-from lbkit.testkit.asgi import CLIENT, PIN
+from lbkit.testkit.marks import CLIENT, PIN
 from lbkit.testkit.trace import Row
 from lbkit.types import Message, Scope
 
 if TYPE_CHECKING:
     from lbkit.testkit.cluster import Cluster
 
-__all__ = ["Websocket", "WebsocketClosed"]
+__all__ = ["Websocket", "WebsocketClosed", "limited"]
 
 
 class WebsocketClosed(ConnectionError):
@@ -136,24 +137,46 @@ class Websocket:
         try:
             return await asyncio.wait_for(self._from_app.get(), timeout)
         except asyncio.TimeoutError:
-            raise TimeoutError(self._silence(timeout)) from None
-
-    def _silence(self, timeout: float) -> str:
-        """Why nothing may have come: the others who talk on this path are held elsewhere."""
-        path = self._scope["path"]
-        others = self._cluster.trace.by(method="WEBSOCKET", path=path).where(
-            lambda row: row.open and row.bytes_in > 0 and row is not self._row
-        )
-        told = f"no message on {path} in {timeout:g} s: this websocket is held by {self.replica}"
-        if names := sorted({row.replica for row in others if row.replica}):
-            told += f"; messages were sent on {', '.join(names)} only"
-        return told
+            raise silence(self._cluster, self._row, timeout) from None
 
     async def _end(self) -> None:
         done, _ = await asyncio.wait({self._task}, timeout=self._timeout)
         if not done:
             self._task.cancel()
             await asyncio.wait({self._task})
+
+
+def silence(cluster: Cluster, row: Row | None, timeout: float) -> TimeoutError:
+    """Why nothing may have come: the others who talk on this path are held elsewhere."""
+    if row is None:
+        return TimeoutError(f"no message in {timeout:g} s")
+    others = cluster.trace.by(method="WEBSOCKET", path=row.path).where(
+        lambda other: other.open and other.bytes_in > 0 and other is not row
+    )
+    told = f"no message on {row.path} in {timeout:g} s: this websocket is held by {row.replica}"
+    if names := sorted({other.replica for other in others if other.replica}):
+        told += f"; messages were sent on {', '.join(names)} only"
+    return TimeoutError(told)
+
+
+def limited(session: Any, cluster: Cluster, client: str, *, timeout: float) -> Any:
+    """Starlette's own websocket session, one that does not wait for a message for ever."""
+
+    forever = session.receive
+
+    def receive() -> Any:
+        if not hasattr(session, "_send_rx"):  # a Starlette that keeps its messages elsewhere
+            return forever()
+        message = session.portal.start_task_soon(session._send_rx.receive)
+        try:
+            return message.result(timeout)
+        except FutureTimeout:
+            message.cancel()
+            held = cluster.trace.by(method="WEBSOCKET", client=client, path=session.scope["path"])
+            raise silence(cluster, held[-1] if held else None, timeout) from None
+
+    session.receive = receive
+    return session
 
 
 def _scope(request: Any) -> Scope:

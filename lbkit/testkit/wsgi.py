@@ -12,8 +12,8 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from lbkit.errors import ReplicaFault, ReplicaReset, ReplicaTimeout
-from lbkit.testkit.asgi import CLIENT, MARKS, PIECES_A_SECOND, PIN, ROW
-from lbkit.testkit.faults import Plan
+from lbkit.testkit.faults import PIECES_A_SECOND, Plan
+from lbkit.testkit.marks import CLIENT, MARKS, PIN, ROW
 from lbkit.testkit.retry import Again
 from lbkit.testkit.trace import Attempt, Row
 from lbkit.types import Environ, ExcInfo, StartResponse, WSGIApp

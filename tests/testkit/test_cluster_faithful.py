@@ -224,6 +224,12 @@ def test_a_room_that_lives_in_one_replica_is_told_by_name() -> None:
             rule = "held by web2; messages were sent on web1 only"
             with pytest.raises(TimeoutError, match=rule):
                 b.receive_text(timeout=0.05)
+            client.websocket_patience = 0.05
+            with client.on("web3"), client.websocket_connect("/chat") as c:
+                with pytest.raises(TimeoutError, match="held by web3; messages were sent on web1 only"):
+                    c.receive_text()
+                c.send_text("hello")
+                assert c.receive_text() == "hello"
 
 
 def test_a_wsgi_app_has_no_websockets(notes: Notes) -> None:

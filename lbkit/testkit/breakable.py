@@ -1,0 +1,61 @@
+"""The faults that can be injected into a replica, as its verbs."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from lbkit.testkit import faults as kinds
+from lbkit.testkit.faults import Fault, Faults, Injection, Moment
+from lbkit.types import Clock
+
+__all__ = ["Breakable"]
+
+
+class Breakable(Protocol):
+    """What has `faults` and a `clock`, and goes wrong as it is told to."""
+
+    faults: Faults
+
+    @property
+    def clock(self) -> Clock: ...
+
+    def inject(
+        self,
+        fault: Fault,
+        *,
+        path: str | None = None,
+        method: str | None = None,
+        rate: float = 1.0,
+        times: int | None = None,
+    ) -> Injection:
+        """Have it go wrong from now on, until `stop()` or the end of the `with` block.
+
+        `path` may have wildcards; `rate` is the share of requests that it hits; `times` the most of them.
+        """
+        return self.faults.add(
+            Injection(fault, self.clock(), path=path, method=method, rate=rate, times=times)
+        )
+
+    def hang(self, *, at: Moment = "before", **which: Any) -> Injection:
+        return self.inject(kinds.hang(at=at), **which)
+
+    def slow(self, seconds: float, *, jitter: float = 0.0, **which: Any) -> Injection:
+        return self.inject(kinds.slow(seconds, jitter=jitter), **which)
+
+    def error(self, status: int = 500, **which: Any) -> Injection:
+        return self.inject(kinds.error(status), **which)
+
+    def refuse(self, **which: Any) -> Injection:
+        return self.inject(kinds.refuse(), **which)
+
+    def reset(self, *, after_bytes: int = 0, **which: Any) -> Injection:
+        return self.inject(kinds.reset(after_bytes=after_bytes), **which)
+
+    def drip(self, bytes_per_second: float, **which: Any) -> Injection:
+        return self.inject(kinds.drip(bytes_per_second), **which)
+
+    def flap(self, *, up: float, down: float, **which: Any) -> Injection:
+        return self.inject(kinds.flap(up=up, down=down), **which)
+
+    def unready(self, **which: Any) -> Injection:
+        return self.inject(kinds.unready(), **which)
