@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 
 from lbkit.asgi.operator import OperatorMiddleware
 from lbkit.asgi.task import running_task
@@ -64,7 +64,7 @@ class DrainMiddleware:
             departure.start()
         if kind == "http":
             if drain.draining and self._rejects(scope):
-                await self._refuse(send)
+                await self._refuse(scope, send)
                 return
             exchange = Exchange(departure, scope, send, running_task())
             receiving = receive
@@ -107,8 +107,8 @@ class DrainMiddleware:
         reject = self.departure.reject
         return rejects(reject, method=scope["method"], marked=MARK in map(tuple, scope["headers"]))
 
-    async def _refuse(self, send: Send) -> None:
-        headers = [*REFUSAL_HEADERS, *_bytes(self.departure.parting), CLOSE]
+    async def _refuse(self, scope: Scope, send: Send) -> None:
+        headers = [*REFUSAL_HEADERS, *_parting(self.departure, scope)]
         await send({"type": "http.response.start", "status": 503, "headers": headers})
         await send({"type": "http.response.body", "body": REFUSAL})
 
@@ -201,11 +201,8 @@ class Exchange:
             uncancel()  # from Python 3.11 on, somebody may ask whether it is still asked for
 
     def _parting(self, message: Message) -> Message:
-        more = _bytes(self._departure.parting)
-        if self.scope.get("http_version", "1.1").startswith("1"):
-            more.append(CLOSE)
         headers = [header for header in message.get("headers", ()) if header[0].lower() != b"connection"]
-        return {**message, "headers": [*headers, *more]}
+        return {**message, "headers": [*headers, *_parting(self._departure, self.scope)]}
 
 
 class Socket(Exchange):
@@ -280,5 +277,7 @@ async def _nowhere() -> None:
     """Where an app's messages go when the answer has ended."""
 
 
-def _bytes(headers: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
-    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+def _parting(departure: Departure, scope: Scope) -> list[tuple[bytes, bytes]]:
+    """The headers of an answer while draining. From HTTP/2 on the server says it, and has no such header."""
+    more = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in departure.parting]
+    return [*more, CLOSE] if scope.get("http_version", "1.1").startswith("1") else more

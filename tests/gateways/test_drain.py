@@ -115,6 +115,16 @@ def test_a_passive_balancer_is_told_with_what_it_may_send_again(
     assert ask(gateway, departure, method=method, mark=mark)[0] == status
 
 
+@pytest.mark.parametrize("reject", Reject)
+def test_over_http_2_no_answer_has_a_connection_header(reject: Reject, departure: Departure) -> None:
+    departure.reject = reject
+    departure.drain.begin(0.0)
+    scope = http_scope("/", http_version="2")
+    first = run(exchange(asgi.DrainMiddleware(hello, departure), scope))[0]
+    assert first["status"] == (503 if reject is Reject.ALWAYS else 200)
+    assert b"connection" not in dict(first["headers"])
+
+
 def test_a_background_task_counts_until_it_is_over(departure: Departure) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await hello(scope, receive, send)
