@@ -126,6 +126,9 @@ class Start:
     now: float = 0.5
     """When the script begins: in the middle of a second."""
 
+    mask: re.Pattern[str] | None = None
+    """What of a Set-Cookie line the recording cannot tell beforehand: the time of day."""
+
     refused_count: bool = True
     """Whether `attempts` lists servers that refused the connection (HAProxy's recordings do not)."""
 
@@ -193,6 +196,14 @@ class Play:
     def _tick(self, op: Mapping[str, Any]) -> Seen:
         """Requests are sent in the middle of a second, so that a clock of whole seconds is unambiguous."""
         self.now = max(self.now, op["t"] + 0.5)
+        if self.start.tick is not None:
+            self.start.tick(self.now)
+        return Seen()
+
+    def _sleep(self, op: Mapping[str, Any]) -> Seen:
+        """So many seconds pass, under whichever name the script has them."""
+        seconds = next((op[key] for key in ("s", "seconds", "t") if key in op), op.get("ms", 0) / 1000)
+        self.now += float(seconds)
         if self.start.tick is not None:
             self.start.tick(self.now)
         return Seen()
@@ -346,11 +357,16 @@ class Play:
         if seen.picked != picked:
             raise Differs(self.step, picked, seen.picked)
         for key in ("status", "attempts", "set_cookie", "backend_cookie", "queued", "then_arrived"):
-            if detail.get(key) is not None and detail[key] != getattr(seen, key):
+            if detail.get(key) is not None and self._masked(detail[key]) != self._masked(getattr(seen, key)):
                 raise Differs(self.step, detail[key], getattr(seen, key), key)
         log = detail.get("log")
         if log and seen.log != f"{log['retries']} {log['tsc']}":
             raise Differs(self.step, f"{log['retries']} {log['tsc']}", seen.log, "log")
+
+    def _masked(self, value: Any) -> Any:
+        if self.start.mask is None or not isinstance(value, list):
+            return value
+        return [self.start.mask.sub("", each) if isinstance(each, str) else each for each in value]
 
 
 def same_shares(recording: Recording, model: Model, names: Iterable[str], *, draws: int = 20_000) -> None:

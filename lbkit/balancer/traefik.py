@@ -129,7 +129,7 @@ class Traefik:
             retries=max(retries - 1, 0),
         )
         self._passive = passive
-        self._cookie = cookie
+        self._cookie = cookie if strategy != "hrw" else None  # hrw is given no cookie, and says nothing
         self._chance = chance or Chance()
         self._alike = len({member.weight for member in members}) == 1
         self._heap = Heap()

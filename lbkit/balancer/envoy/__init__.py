@@ -1,6 +1,6 @@
 """Envoy 1.40: clusters, policies, panic, outlier detection, retries and session cookies."""
 
-from lbkit.balancer.envoy.cluster import CookieHash, Envoy, HeaderHash, Retries, Session
+from lbkit.balancer.envoy.cluster import CookieHash, Envoy, HeaderHash, ParameterHash, Retries, Session
 from lbkit.balancer.envoy.host import Host, SlowStart
 from lbkit.balancer.envoy.outlier import Outlier, OutlierRules
 
@@ -11,6 +11,7 @@ __all__ = [
     "Host",
     "Outlier",
     "OutlierRules",
+    "ParameterHash",
     "Retries",
     "Session",
     "SlowStart",

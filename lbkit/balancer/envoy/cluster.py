@@ -42,7 +42,7 @@ from lbkit.balancer.replica import Mode
 from lbkit.balancer.retry import Budget, RetryRules, twice
 from lbkit.errors import ConfigError
 
-__all__ = ["CookieHash", "Envoy", "HeaderHash", "Retries", "Session", "Source"]
+__all__ = ["CookieHash", "Envoy", "HeaderHash", "ParameterHash", "Retries", "Session", "Source"]
 
 Source = tuple[int, bool]
 """The priority, and whether it is all of its hosts (a panic) or the healthy ones."""
@@ -84,7 +84,10 @@ class Retries:
 
 @dataclass(frozen=True, slots=True)
 class HeaderHash:
+    """`terminal`: what comes after is only looked at when this one is missing."""
+
     name: str
+    terminal: bool = False
 
     def value(self, request: Request, connection: str) -> tuple[int | None, str]:
         """The hash, and the Set-Cookie line that goes with it."""
@@ -103,6 +106,7 @@ class CookieHash:
     name: str
     ttl: int | None = None
     path: str = "/"
+    terminal: bool = False
 
     def value(self, request: Request, connection: str) -> tuple[int | None, str]:
         if found := request.cookie(self.name):
@@ -112,6 +116,18 @@ class CookieHash:
         made = f"{xxh64(connection.encode()):x}"
         line = f'{self.name}="{made}"; Max-Age={self.ttl}; Path={self.path}; HttpOnly'
         return xxh64(made.encode()), line
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterHash:
+    """The first query parameter of that name, as sent."""
+
+    name: str
+    terminal: bool = False
+
+    def value(self, request: Request, _: str) -> tuple[int | None, str]:
+        found = request.argument(self.name)
+        return (None if found is None else xxh64(found.encode())), ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +166,7 @@ class Envoy:
         hosts: Sequence[Host],
         *,
         chooser: Callable[[list[Host], Source], Chooser],
-        hashing: Sequence[HeaderHash | CookieHash] = (),
+        hashing: Sequence[HeaderHash | CookieHash | ParameterHash] = (),
         retries: Retries | None = None,
         outlier: Outlier | None = None,
         session: Session | None = None,
@@ -321,6 +337,8 @@ class Envoy:
             cookie = cookie or line
             if value is not None:
                 hashed = value if not hashed else ((hashed << 1 | hashed >> 63) & M64) ^ value
+                if rule.terminal:
+                    break
         return hashed, cookie
 
     def _bound(self, request: Request) -> Host | None:

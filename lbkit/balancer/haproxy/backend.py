@@ -31,7 +31,7 @@ from lbkit.balancer.exchange import (
 from lbkit.balancer.haproxy.cookie import Cookie, Persistence
 from lbkit.balancer.haproxy.hashed import Map, RandomDraws, Ring
 from lbkit.balancer.haproxy.health import Agent, Health, HealthRules, slow_start
-from lbkit.balancer.haproxy.key import hashed_of
+from lbkit.balancer.haproxy.key import fetch, hashed_of
 from lbkit.balancer.haproxy.leastconn import First, LeastConn
 from lbkit.balancer.haproxy.node import SCALE, Node, Server
 from lbkit.balancer.haproxy.roundrobin import RoundRobin
@@ -138,7 +138,7 @@ class Haproxy:
         self._rules = self.retries.rules()
         self._rng = rng or Random()
         self._hashed = hashed_of(balance, hash_type)
-        self._stick_on = stick_on
+        self._stick_on = fetch(stick_on) if stick_on else None
         self._stuck: dict[str, Node] = {}
         self._queue: list[Pending] = []
         self._woken: list[Wait] = []
@@ -284,7 +284,7 @@ class Haproxy:
         if self._starting:
             self.tick(now)
         stream = Stream(request)
-        if self.cookie is not None or self._stick_on:
+        if self.cookie is not None or self._stick_on is not None:
             self._bind(stream, now)
         while True:
             node, letters = stream.bound or self._pick(stream), ""
@@ -333,8 +333,8 @@ class Haproxy:
             stream.ck = Persistence(self.cookie, stream.request, self.nodes, now)
             stream.request = stream.ck.request
             stream.bound = stream.ck.node
-        if self._stick_on and stream.bound is None:
-            stuck = self._stuck.get(stream.request.header(self._stick_on))
+        if self._stick_on is not None and stream.bound is None:
+            stuck = self._stuck.get(self._stick_on(stream.request))
             stream.bound = stuck if stuck is not None and not stuck.stopped else None
 
     def _slot(
@@ -475,7 +475,7 @@ class Haproxy:
     # -- answers
 
     def _remember(self, stream: Stream, node: Node) -> None:
-        key = stream.request.header(self._stick_on) if self._stick_on else ""
+        key = self._stick_on(stream.request) if self._stick_on is not None else ""
         if key:
             self._stuck[key] = node
 

@@ -98,4 +98,4 @@ class Agent:
         elif word.startswith("maxconn:") and word[8:].isdigit():
             self.maxconn = int(word[8:])
         elif word.endswith("%") and word[:-1].isdigit():
-            self.weight = self.initial * int(word[:-1]) // 100
+            self.weight = min(256, self.initial * int(word[:-1]) // 100)

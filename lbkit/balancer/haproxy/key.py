@@ -15,7 +15,7 @@ from lbkit.balancer.haproxy.hashed import FUNCTIONS
 from lbkit.balancer.hashing import full_hash
 from lbkit.errors import ConfigError
 
-__all__ = ["hashed_of"]
+__all__ = ["fetch", "hashed_of"]
 
 METHODS = ("map-based", "consistent")
 Hashed = Callable[[Request], "int | None"]
@@ -39,6 +39,23 @@ def hashed_of(balance: str, hash_type: str) -> Hashed | None:
         return None if value is None else full_hash(value)
 
     return avalanche
+
+
+def fetch(expression: str) -> Callable[[Request], str]:
+    """A sample fetch that a stick table is keyed by: src, path, hdr(NAME), cook(NAME), url_param(NAME)."""
+    name, _, argument = expression.removeprefix("req.").removesuffix(")").partition("(")
+    if name == "src":
+        return lambda request: request.client
+    if name == "path":
+        return lambda request: request.target.partition("?")[0]
+    if name in ("hdr", "fhdr") and argument:
+        return lambda request: request.header(argument.lower()).partition("\n")[0]
+    if name == "cook" and argument:
+        return lambda request: request.cookie(argument)
+    if name in ("url_param", "urlp") and argument:
+        return lambda request: request.argument(argument) or ""
+    known = "src, path, hdr(NAME), cook(NAME), url_param(NAME)"
+    raise ConfigError(f"need what a stick table is keyed by ({known}), got {expression!r}")
 
 
 def _keyed(balance: str, function: Callable[[bytes], int]) -> Hashed | None:

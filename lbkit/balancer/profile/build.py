@@ -209,6 +209,8 @@ def caddy(setup: Setup) -> Model:
 def traefik(setup: Setup) -> Model:
     members = [Member(p.name, p.hashed, p.weight, up=not p.down) for p in setup.places]
     failing = setup.failing(1, 10.0)
+    if setup.sticky and setup.policy == "hrw":
+        raise ConfigError(f"need another policy than hrw for the cookie {setup.sticky!r}: Traefik ignores it")
     return Traefik(
         members,
         strategy=setup.policy or "wrr",

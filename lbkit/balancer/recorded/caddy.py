@@ -14,6 +14,7 @@ KNOWN = {
     "lb_policy",
     "lb_try_duration",
     "lb_try_interval",
+    "lb_retries",
     "fail_duration",
     "max_fails",
     "unhealthy_status",
@@ -36,6 +37,7 @@ def starts(recording: Recording) -> Iterator[Start]:
         retrying=Retrying(
             duration=seconds(options.get("lb_try_duration", "0")),
             interval=seconds(options.get("lb_try_interval", "250ms")),
+            retries=int(options.get("lb_retries", 0)),
         ),
         chance=guide,
     )
@@ -57,5 +59,16 @@ def _passive(options: dict[str, str]) -> Passive:
     return Passive(
         fail_duration=seconds(options.get("fail_duration", "0")),
         max_fails=int(options.get("max_fails", 1)),
-        unhealthy_status=frozenset(map(int, options.get("unhealthy_status", "").split())),
+        unhealthy_status=frozenset(_statuses(options.get("unhealthy_status", "").split())),
+        unhealthy_latency=seconds(options.get("unhealthy_latency", "0")),
+        unhealthy_request_count=int(options.get("unhealthy_request_count", 0)),
     )
+
+
+def _statuses(words: list[str]) -> Iterator[int]:
+    """`503`, or `5xx` for all of them."""
+    for word in words:
+        if word.endswith("xx"):
+            yield from range(int(word[0]) * 100, int(word[0]) * 100 + 100)
+        else:
+            yield int(word)

@@ -23,8 +23,10 @@ from lbkit.balancer.envoy import (
     Host,
     Outlier,
     OutlierRules,
+    ParameterHash,
     Retries,
     Session,
+    SlowStart,
 )
 from lbkit.balancer.envoy.cluster import Source
 from lbkit.balancer.envoy.policy import (
@@ -34,6 +36,7 @@ from lbkit.balancer.envoy.policy import (
     FullScan,
     LeastRequest,
     Maglev,
+    RandomChoice,
     Ring,
     RoundRobin,
     TwoDraws,
@@ -41,6 +44,7 @@ from lbkit.balancer.envoy.policy import (
 from lbkit.balancer.hashing import xxh64
 from lbkit.balancer.recorded.nginx import seconds
 from lbkit.balancer.replay import Guided, NotModelled, Recording, Start
+from lbkit.balancer.retry import Budget
 
 __all__ = ["starts"]
 
@@ -66,13 +70,16 @@ def starts(recording: Recording) -> Iterator[Start]:
             hosts,
             chooser=_chooser(cluster, start, guide),
             hashing=[_hash(rule) for rule in route.get("hash_policy", [])],
-            retries=_retries(route.get("retry_policy", {})),
+            retries=_retries(route.get("retry_policy", {}), _budget(cluster)),
             outlier=_outlier(cluster, hosts, phase / PHASES, lag),
             session=session,
+            slow_start=_slow_start(cluster),
+            panic_below=_panic(cluster),
             connection=_connection(recording, route),
             chance=guide,
         )
         timeout = seconds(route.get("timeout", "15s"))
+        timeout = min(timeout, seconds(route.get("retry_policy", {}).get("per_try_timeout", f"{timeout}s")))
         yield Start(
             model=model, guide=guide, read_timeout=timeout, refused_count=False, now=_now(recording, session)
         )
@@ -114,6 +121,7 @@ def _plain_chooser(cluster: dict[str, Any], start: int, guide: Guided) -> Make:
         turns: dict[Source, Iterator[int]] = defaultdict(lambda: count(start))
         return lambda hosts, source: RoundRobin(hosts, turns=turns[source], start=start)
     if policy == "LEAST_REQUEST":
+        _refuse(cluster.get("least_request_lb_config", {}), {"choice_count": 2, "slow_start_config": None})
         return lambda hosts, _: _least_request(hosts, start, guide)
     if policy == "RING_HASH":
         ring = cluster.get("ring_hash_lb_config", {})
@@ -127,9 +135,17 @@ def _plain_chooser(cluster: dict[str, Any], start: int, guide: Guided) -> Make:
         return lambda hosts, _: Maglev(
             hosts, size=cluster.get("maglev_lb_config", {}).get("table_size", 65537)
         )
+    if policy == "RANDOM":
+        return lambda hosts, _: RandomChoice(hosts, chance=guide)
     if "FULL_SCAN" in json.dumps(cluster.get("load_balancing_policy", {})):
         return lambda hosts, _: FullScan(hosts, chance=guide)
     raise NotModelled(f"the policy {policy}")
+
+
+def _refuse(given: dict[str, Any], known: dict[str, Any]) -> None:
+    for key, value in given.items():
+        if key not in known or known[key] not in (None, value):
+            raise NotModelled(f"{key}: {value}")
 
 
 def _least_request(hosts: list[Host], start: int, guide: Guided) -> Chooser:
@@ -138,24 +154,55 @@ def _least_request(hosts: list[Host], start: int, guide: Guided) -> Chooser:
     return LeastRequest(hosts, start=start)
 
 
-def _hash(rule: dict[str, Any]) -> HeaderHash | CookieHash:
+def _hash(rule: dict[str, Any]) -> HeaderHash | CookieHash | ParameterHash:
     if "header" in rule:
-        return HeaderHash(rule["header"]["header_name"].lower())
+        return HeaderHash(rule["header"]["header_name"].lower(), bool(rule.get("terminal")))
     if "cookie" in rule:
         cookie = rule["cookie"]
         ttl = int(seconds(cookie["ttl"])) if "ttl" in cookie else None
-        return CookieHash(cookie["name"], ttl, cookie.get("path", "/"))
+        return CookieHash(cookie["name"], ttl, cookie.get("path", "/"), bool(rule.get("terminal")))
+    if "query_parameter" in rule:
+        return ParameterHash(rule["query_parameter"]["name"], bool(rule.get("terminal")))
     raise NotModelled(f"the hash policy {', '.join(rule)}")
 
 
-def _retries(policy: dict[str, Any]) -> Retries:
+def _retries(policy: dict[str, Any], budget: Budget) -> Retries:
     predicates = [each["name"] for each in policy.get("retry_host_predicate", [])]
     return Retries(
         on=frozenset(filter(None, policy.get("retry_on", "").split(","))),
         count=policy.get("num_retries", 1),
         previous_hosts="envoy.retry_host_predicates.previous_hosts" in predicates,
         draws=policy.get("host_selection_retry_max_attempts", 1),
+        statuses=frozenset(policy.get("retriable_status_codes", [])),
+        per_try_timeout=seconds(policy.get("per_try_timeout", "0")),
+        budget=budget,
     )
+
+
+def _budget(cluster: dict[str, Any]) -> Budget:
+    """Of the default priority: `retry_budget` if there is one, else `max_retries`."""
+    thresholds = cluster.get("circuit_breakers", {}).get("thresholds", [])
+    given: dict[str, Any] = next(
+        (each for each in thresholds if each.get("priority", "DEFAULT") == "DEFAULT"), {}
+    )
+    if budget := given.get("retry_budget"):
+        percent = budget.get("budget_percent", {}).get("value", 20.0)
+        return Budget(most=budget.get("min_retry_concurrency", 3), percent=percent)
+    return Budget(most=given.get("max_retries", 3))
+
+
+def _panic(cluster: dict[str, Any]) -> int:
+    threshold = cluster.get("common_lb_config", {}).get("healthy_panic_threshold", {"value": 50})
+    return int(threshold.get("value", 0))
+
+
+def _slow_start(cluster: dict[str, Any]) -> SlowStart | None:
+    own = cluster.get(f"{cluster['lb_policy'].lower()}_lb_config", {}).get("slow_start_config")
+    if own is None:
+        return None
+    aggression = own.get("aggression", {}).get("default_value", 1.0)
+    least = own.get("min_weight_percent", {}).get("value", 10.0)
+    return SlowStart(window=seconds(own["slow_start_window"]), aggression=aggression, least=least)
 
 
 def _outlier(cluster: dict[str, Any], hosts: list[Host], phase: float, lag: float) -> Outlier | None:
@@ -167,6 +214,7 @@ def _outlier(cluster: dict[str, Any], hosts: list[Host], phase: float, lag: floa
         consecutive_5xx=given.get("consecutive_5xx", 5),
         interval=seconds(given.get("interval", "10s")),
         base_ejection_time=seconds(given.get("base_ejection_time", "30s")),
+        max_ejection_time=seconds(given.get("max_ejection_time", "300s")),
         max_ejection_percent=given.get("max_ejection_percent", 10),
         merge_window=seconds(window),
     )

@@ -26,6 +26,7 @@ from lbkit.balancer.replica import Mode
 
 __all__ = ["SPECIAL", "backend", "starts"]
 
+UNKNOWN = {"minconn", "track", "pool-max-conn", "ws", "shard"}
 FLAGS = ("indirect", "nocache", "postonly", "preserve", "httponly", "secure")
 
 
@@ -73,6 +74,8 @@ def backend(config: str, *, rng: Random | None = None) -> Haproxy:
 
 def _server(rest: str, number: int) -> Server:
     name, address, *words = rest.split()
+    if unknown := set(words) & UNKNOWN:
+        raise NotModelled(f"the server option {min(unknown)!r}")
     return Server(
         name=name,
         address=address,
@@ -83,6 +86,7 @@ def _server(rest: str, number: int) -> Server:
         disabled="disabled" in words,
         maxconn=int(_after(words, "maxconn", 0)),
         maxqueue=int(_after(words, "maxqueue", 0)),
+        slowstart=seconds(str(_after(words, "slowstart", "0"))),
     )
 
 
@@ -124,10 +128,10 @@ def _cookie(rest: str, *, persist: bool) -> Cookie:
 def _stick(rest: str) -> str:
     if not rest:
         return ""
-    found = re.fullmatch(r"on req\.hdr\((\S+)\)", rest)
+    found = re.fullmatch(r"on ((?:req\.)?(?:hdr|cook|fhdr)\(\S+\)|src|path|(?:url_param|urlp)\(\S+\))", rest)
     if not found:
         raise NotModelled(f"stick {rest}")
-    return found[1].lower()
+    return found[1]
 
 
 def _command(model: Haproxy, command: str) -> None:
@@ -154,7 +158,8 @@ def _rules(config: str) -> HealthRules:
     }
     times = {name: seconds(str(_after(words, name, "0"))) for name in ("inter", "fastinter", "downinter")}
     given = {name: value for name, value in {**numbers, **times}.items() if value}
-    return HealthRules(on_error=str(_after(words, "on-error", "fail-check")), **given)  # type: ignore[arg-type]
+    observe = str(_after(words, "observe", ""))
+    return HealthRules(observe=observe, on_error=str(_after(words, "on-error", "fail-check")), **given)  # type: ignore[arg-type]
 
 
 def _health(recording: Recording) -> None:
@@ -175,7 +180,9 @@ def _observe(recording: Recording) -> None:
         if picked != recording.picked[step]:
             raise Differs(step, recording.picked[step], picked)
         if health.up:
-            health.observe(op["status"])
+            # To layer 4 a status is no error: only a connection that fails is one.
+            layer4 = health.observed.observe == "layer4"
+            health.observe(200 if layer4 and op["status"] else op["status"])
         _same(step, real, {"op_state": 2 if health.up else 0, "health": health.health})
 
 
@@ -193,7 +200,8 @@ def _agent(recording: Recording) -> None:
 def _slow(recording: Recording) -> None:
     duration, weight = recording.settings["slowstart_s"], recording.servers[0]["weight"]
     for step, real in enumerate(recording.samples):
-        sixteenths = slow_start(real["t"], duration)
+        pace = max(1.0, duration / 20)
+        sixteenths = slow_start(real["t"] // pace * pace, duration)
         shown = (weight * sixteenths + SCALE - 1) // SCALE
         throttle = "" if sixteenths == SCALE else str(100 * sixteenths // SCALE)
         state = 2 if sixteenths == SCALE else 1

@@ -11,6 +11,10 @@ from lbkit.balancer.replay import NotModelled, Recording, Start, same_shares
 
 __all__ = ["SPECIAL", "group", "seconds", "starts"]
 
+IGNORED = ("zone", "keepalive", "keepalive_requests", "keepalive_timeout", "keepalive_time", "resolver")
+"""They change nothing for one worker process."""
+
+DATE = re.compile(r"expires=[^;]*GMT")
 METHODS = ("ip_hash", "hash", "least_conn", "random", "least_time")
 UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -21,6 +25,7 @@ def starts(recording: Recording) -> Iterator[Start]:
         model=group(recording.config, recording.servers),
         read_timeout=seconds(directives.get("proxy_read_timeout", "60s")),
         client=lambda request: request.header("x-real-ip") or request.client,
+        mask=DATE if re.search(r"\ssticky\s.*expires=\d", recording.config) else None,
     )
 
 
@@ -43,7 +48,7 @@ def group(config: str, servers: list[dict[str, str]], *, rng: Random | None = No
             method, sticky = f"{word} {rest}".strip(), None
         elif word == "sticky":
             sticky = _sticky(rest)
-        elif word != "server":
+        elif word != "server" and word not in IGNORED:
             raise NotModelled(f"the directive {word!r}")
     return Nginx(
         [_server(rest, names) for word, rest in lines if word == "server"],
@@ -96,24 +101,28 @@ def _passing(location: dict[str, str]) -> NextUpstream:
 
 def _sticky(rest: str) -> Sticky:
     mode, *words = rest.split()
-    options = dict(word.partition("=")[::2] for word in words)
+    pairs = [word.partition("=")[::2] for word in words]
+    options = dict(pairs)
     if mode == "cookie":
         return Sticky(mode=mode, name=words[0], attributes=_attributes(options))
     if mode == "route":
         return Sticky(mode=mode, sources=tuple(words))
-    if mode == "learn" and options["create"].startswith("$upstream_cookie_"):
-        create = options["create"].removeprefix("$upstream_cookie_")
-        timeout = seconds(options.get("timeout", "10m"))
-        return Sticky(mode=mode, create=(create,), sources=(options["lookup"],), timeout=timeout)
+    create = [value for name, value in pairs if name == "create"]
+    if mode == "learn" and all(value.startswith("$upstream_cookie_") for value in create):
+        return Sticky(
+            mode=mode,
+            create=tuple(value.removeprefix("$upstream_cookie_") for value in create),
+            sources=tuple(value for name, value in pairs if name == "lookup"),
+            timeout=seconds(options.get("timeout", "10m")),
+        )
     raise NotModelled(f"sticky {rest}")
 
 
 def _attributes(options: dict[str, str]) -> str:
     text = ""
     if expires := options.get("expires"):
-        if expires != "max":
-            raise NotModelled(f"sticky cookie expires={expires}: the text holds the time of day")
-        text += "; expires=Thu, 31-Dec-37 23:55:55 GMT; max-age=315360000"
+        age = 315360000 if expires == "max" else int(seconds(expires))
+        text += f"; expires=Thu, 31-Dec-37 23:55:55 GMT; max-age={age}"
     for name in ("domain", "httponly", "secure", "samesite", "path"):
         if name in options:
             text += f"; {name}" + (f"={options[name]}" if options[name] else "")

@@ -8,6 +8,7 @@ from typing import Any
 
 from lbkit.balancer.recorded import caddy, envoy, haproxy, nginx, traefik
 from lbkit.balancer.replay import Differs, NotModelled, Play, Recording, Start
+from lbkit.errors import ConfigError
 
 __all__ = ["Verdict", "replay"]
 
@@ -47,12 +48,27 @@ def replay(data: Mapping[str, Any], *, name: str = "") -> Verdict:
 
 def _play(recording: Recording) -> None:
     if special := SPECIAL.get(recording.kind):
-        special(recording)
+        _readably(special, recording)
         return
     starts = STARTS.get(recording.balancer)
     if starts is None:
         raise NotModelled(f"the balancer {recording.balancer!r}")
-    _any_of(recording, starts(recording))
+    _any_of(recording, _readable(starts(recording)))
+
+
+def _readable(starts: Iterator[Start]) -> Iterator[Start]:
+    """What none of the parsers understands is no difference: it is not modelled, and says so."""
+    try:
+        yield from starts
+    except (ConfigError, LookupError, TypeError, ValueError) as error:
+        raise NotModelled(f"its configuration ({type(error).__name__}: {error})") from error
+
+
+def _readably(special: Callable[[Recording], None], recording: Recording) -> None:
+    try:
+        special(recording)
+    except (ConfigError, LookupError, TypeError, ValueError) as error:
+        raise NotModelled(f"its configuration ({type(error).__name__}: {error})") from error
 
 
 def _any_of(recording: Recording, starts: Iterator[Start]) -> None:
