@@ -38,10 +38,12 @@ FAULTED = frozenset({"fault"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Passive:
-    """Passive health; off while `fail_duration` (seconds) is 0."""
+    """Passive health; failures are not counted while `fail_duration` (seconds) is 0."""
 
     fail_duration: float = 0.0
     max_fails: int = 1
+    """0 is what Caddy 2.6 takes when other rules come without a fail_duration: nothing is available."""
+
     unhealthy_status: frozenset[int] = frozenset()
     unhealthy_latency: float = 0.0
     """Seconds from which on an answer counts as a failure; 0 for never."""
@@ -117,13 +119,16 @@ class Caddy:
 
     def serve(self, request: Request, *, now: float) -> Flow:
         began_at, risked, done = now, "", 0
+        last: Outcome | None = None
         attempts: list[str] = []
         while True:
             upstream = self._select(request, now)
             if upstream is None:
-                refused = Outcome(at=now, fault=Fault.REFUSED)
-                if not self._rules.allows(request, refused, done=done, elapsed=now - began_at):
-                    return Answer(status=503, replica=None, attempts=(*attempts, "-"))
+                failed = last or Outcome(at=now, fault=Fault.REFUSED)
+                if not self._rules.allows(request, failed, done=done, elapsed=now - began_at):
+                    # What went wrong before is what the client hears of.
+                    status = 503 if last is None else _status(last)
+                    return Answer(status=status, replica=None, attempts=(*attempts, "-"))
                 now, done = now + self.retrying.interval, done + 1
                 yield from _rest(now)
                 continue
@@ -142,8 +147,8 @@ class Caddy:
             finally:
                 upstream.active -= 1
             if not self._rules.allows(request, outcome, done=done, elapsed=now - began_at):
-                status = 504 if outcome.fault is Fault.TIMEOUT else 502
-                return Answer(status=status, replica=None, attempts=tuple(attempts))
+                return Answer(status=_status(outcome), replica=None, attempts=tuple(attempts))
+            last = outcome
             risked = risked or (upstream.name if outcome.sent else "")
             done += 1
 
@@ -195,8 +200,8 @@ class Caddy:
             return False
         if upstream.fails:
             upstream.fails = [until for until in upstream.fails if until > now]
-            if len(upstream.fails) >= self.passive.max_fails:
-                return False
+        if len(upstream.fails) >= self.passive.max_fails:
+            return False
         return not upstream.limit or upstream.active < upstream.limit
 
     def _open(self, now: float) -> list[Upstream]:
@@ -291,6 +296,10 @@ class Caddy:
     def _signed(self, upstream: Upstream) -> str:
         secret = self._words[2] if len(self._words) > 2 else ""
         return hmac.new(secret.encode(), upstream.dial.encode(), "sha256").hexdigest()
+
+
+def _status(outcome: Outcome) -> int:
+    return 504 if outcome.fault is Fault.TIMEOUT else 502
 
 
 def _rest(until: float) -> Generator[Wait, Outcome | None, None]:

@@ -196,7 +196,7 @@ def caddy(setup: Setup) -> Model:
     for upstream, place in zip(upstreams, setup.places, strict=True):
         upstream.healthy = not place.down
     failing = setup.failing(1, 0.0)
-    passive = Passive(max_fails=failing[0], fail_duration=failing[1]) if failing else None
+    passive = Passive(max_fails=failing[0], fail_duration=failing[1]) if failing and failing[0] else None
     return Caddy(
         upstreams,
         policy=f"cookie {setup.sticky}" if setup.sticky else setup.policy or "random",
@@ -216,7 +216,7 @@ def traefik(setup: Setup) -> Model:
         strategy=setup.policy or "wrr",
         retries=retry.of_traefik(setup.retry),
         cookie=TraefikCookie(name=setup.sticky) if setup.sticky else None,
-        passive=PassiveCheck(attempts=failing[0], window=failing[1]) if failing else None,
+        passive=PassiveCheck(attempts=failing[0], window=failing[1]) if failing and failing[0] else None,
         chance=Chance(setup.rng),
     )
 

@@ -56,9 +56,10 @@ def _proxy(config: str) -> tuple[list[str], dict[str, str]]:
 
 
 def _passive(options: dict[str, str]) -> Passive:
+    given = {"max_fails", "unhealthy_status", "unhealthy_latency", "unhealthy_request_count"} & set(options)
     return Passive(
         fail_duration=seconds(options.get("fail_duration", "0")),
-        max_fails=int(options.get("max_fails", 1)),
+        max_fails=int(options.get("max_fails", 1 if "fail_duration" in options or not given else 0)),
         unhealthy_status=frozenset(_statuses(options.get("unhealthy_status", "").split())),
         unhealthy_latency=seconds(options.get("unhealthy_latency", "0")),
         unhealthy_request_count=int(options.get("unhealthy_request_count", 0)),
