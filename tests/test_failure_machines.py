@@ -1,4 +1,4 @@
-"""How a balancer finds out that a replica is bad, and how that one comes back: checks, traffic, agents, time."""
+"""How a balancer finds out that a replica is bad, and how that one returns: checks, traffic, agents, time."""
 
 from __future__ import annotations
 
