@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lbkit.balancer import Dispatch
+from lbkit.balancer import Dispatch, Tried
+from lbkit.balancer.exchange import Fault
 from lbkit.cli.door import Door
 from lbkit.cli.screen import access_line, announce
 from lbkit.cli.target import Source
@@ -32,6 +33,11 @@ def dispatch(**changes: object) -> Dispatch:
         ({"method": "WEBSOCKET", "status": 101}, "12:00:01  web2  WEBSOCKET /cart  101  3.1 ms"),
         ({"complete": False}, "12:00:01  web2  GET /cart  200  3.1 ms  cut"),
         ({"status": None, "complete": False}, "12:00:01  web2  GET /cart  -  3.1 ms  cut"),
+        (
+            {"attempts": (Tried(replica="web1", fault=Fault.REFUSED), Tried(replica="web2", status=200))},
+            "12:00:01  web1 refused, web2  GET /cart  200  3.1 ms",
+        ),
+        ({"replica": None, "status": 502}, "12:00:01  -  GET /cart  502  3.1 ms"),
         ({"path": "/größe/茶 1"}, "12:00:01  web2  GET /größe/茶 1  200  3.1 ms"),
         ({"path": "/a\n12:00:01  web1"}, "12:00:01  web2  GET /a%0A12:00:01  web1  200  3.1 ms"),
         ({"path": "/\x1b[2J\u202e"}, "12:00:01  web2  GET /%1B[2J%E2%80%AE  200  3.1 ms"),

@@ -45,11 +45,19 @@ def show_access(dispatch: Dispatch) -> None:
 
 
 def access_line(dispatch: Dispatch, clock: str) -> str:
-    """`12:00:01  web2  GET /cart  200  3.1 ms`; an answer that was cut says so."""
+    """`12:00:01  web2  GET /cart  200  3.1 ms`; an answer that was cut says so.
+
+    Who was tried in vain stands before the one that answered: `web1 refused, web2`.
+    """
     request = f"{dispatch.method} {_printable(dispatch.path)}"
     status = "-" if dispatch.status is None else str(dispatch.status)
     cut = "" if dispatch.complete else "  cut"
-    return f"{clock}  {dispatch.replica or '-'}  {request}  {status}  {dispatch.seconds * 1000:.1f} ms{cut}"
+    return f"{clock}  {_who(dispatch)}  {request}  {status}  {dispatch.seconds * 1000:.1f} ms{cut}"
+
+
+def _who(dispatch: Dispatch) -> str:
+    in_vain = [f"{each.replica} {each.outcome}" for each in dispatch.attempts[:-1]]
+    return ", ".join([*in_vain, dispatch.replica or "-"])
 
 
 def _table(
