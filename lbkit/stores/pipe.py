@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable
 from typing import Any
 
 from lbkit.errors import StoreUnavailable
@@ -30,11 +31,13 @@ class Pipe:
         self._link: Link | None = None
         self._opening: asyncio.Task[Link] | None = None
 
-    async def ask(self, call: Call) -> Any:
+    def ask(self, call: Call) -> Awaitable[Any]:
+        """Sent before it is awaited, if there is a connection."""
         link = self._link
-        if link is None or link.lost:
-            link = await self._opened()
-        return await link.send(call.commands)
+        return self._ask_first(call) if link is None or link.lost else link.send(call.commands)
+
+    async def _ask_first(self, call: Call) -> Any:
+        return await (await self._opened()).send(call.commands)
 
     async def scan(self, pattern: str, limit: int) -> list[bytes]:
         names: dict[bytes, None] = {}  # SCAN may name a key twice

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Sequence
 from itertools import islice
 from threading import Lock
 from typing import Any, TypeAlias, cast
@@ -157,9 +157,13 @@ class AsyncRedisStore:
     async def close(self) -> None:
         await self._carriers.close()
 
-    async def _ask(self, call: Call) -> Any:
-        carrier = self._carriers.known() or await self._carriers.here()
-        return await carrier.ask(call)
+    def _ask(self, call: Call) -> Awaitable[Any]:
+        """Not a coroutine, as most of the time there is nothing to wait for before the asking."""
+        carrier = self._carriers.known()
+        return self._ask_first(call) if carrier is None else carrier.ask(call)
+
+    async def _ask_first(self, call: Call) -> Any:
+        return await (await self._carriers.here()).ask(call)
 
 
 class Blocking:
@@ -252,11 +256,15 @@ class Carriers:
         self._make = make
         self._of: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Any, AsyncGenerator[None, None]]]
         self._of = WeakKeyDictionary()
+        self._latest: tuple[asyncio.AbstractEventLoop | None, Any] = None, None
 
     def known(self) -> Awaiting | Pipe | None:
         """The carrier of this loop, if it has one already."""
-        found = self._of.get(asyncio.get_running_loop())
-        return None if found is None else cast("Awaiting | Pipe", found[0])
+        loop = asyncio.get_running_loop()
+        latest, carrier = self._latest
+        if loop is not latest:
+            carrier, _ = self._of.get(loop, (None, None))
+        return cast("Awaiting | Pipe | None", carrier)
 
     async def here(self) -> Awaiting | Pipe:
         loop = asyncio.get_running_loop()
@@ -265,6 +273,7 @@ class Carriers:
         carrier = self._make()
         tether = self._tether(loop, carrier)
         self._of[loop] = carrier, tether
+        self._latest = loop, carrier
         await anext(tether)
         return carrier
 
@@ -278,6 +287,7 @@ class Carriers:
             yield
         finally:
             self._of.pop(loop, None)
+            self._latest = None, None
             await carrier.close()
 
 
