@@ -53,6 +53,12 @@ def flask_alone(_: str) -> Any:
     return flask(dict)
 
 
+def flask_cookie(_: str) -> Any:
+    from flask import session
+
+    return flask(lambda: session)
+
+
 def flask_lbkit(url: str) -> Any:
     from flask import session
 
@@ -157,6 +163,13 @@ def starlette_alone(_: str) -> Any:
     return starlette(_nothing, [])
 
 
+def starlette_cookie(_: str) -> Any:
+    from starlette.middleware import Middleware
+    from starlette.middleware.sessions import SessionMiddleware
+
+    return starlette(_nothing, [Middleware(SessionMiddleware, secret_key=KEYS[0])])
+
+
 def starlette_lbkit(url: str) -> Any:
     from starlette.middleware import Middleware
 
@@ -184,6 +197,7 @@ def starsessions(url: str) -> Any:
 WSGI: dict[str, Callable[[str], Any]] = {
     "Flask alone": flask_alone,
     "lbkit": flask_lbkit,
+    "Flask's cookie": flask_cookie,
     "Flask-Session": flask_session,
     "Beaker": flask_beaker,
 }
@@ -192,5 +206,6 @@ ASGI: dict[str, Callable[[str], Any]] = {
     "Starlette alone": starlette_alone,
     "lbkit": starlette_lbkit,
     "lbkit, redis-py": starlette_lbkit_redis_py,
+    "Starlette's cookie": starlette_cookie,
     "starsessions": starsessions,
 }
