@@ -112,7 +112,6 @@ def test_no_repr_shows_a_key_and_ids_are_256_bits() -> None:
         ({"soft_limit": 10, "hard_limit": 5}, "need 0 < soft_limit <= hard_limit, got soft_limit=10"),
         ({"watch": "user"}, "need watch as a tuple of keys, got watch='user'"),
         ({"conflict": "merge"}, "need conflict to be one of"),
-        ({"encrypt": True, "renewal": 60.0}, "need encrypt=False or renewal=None"),
     ],
 )
 def test_options_that_break_a_rule_are_refused(options: dict[str, object], message: str) -> None:

@@ -268,6 +268,8 @@ class Contents:
             self.unreadable.add(field)
             raise KeyError(key) from None
         if field in self._incrs:
+            if data is not None and type(value) is not int:  # another request has put it there meanwhile
+                raise SessionTypeError(key, "", f"a counter beside a {type(value).__name__}")
             return self._incrs[field] + (value or 0)
         if data is None:
             raise KeyError(key)

@@ -6,19 +6,22 @@ A value is bound to its session and its field: moved elsewhere, it is no value.
 
     01  nonce, 12 bytes  ciphertext and tag, 16 bytes more than the value
 
-What the session notes of itself stays readable: when it was used, and whose it is.
+What the session notes of itself stays readable: when it was used, and whose it is. An id that is renewed
+keeps the key of the first one, its `root`, which the new session holds sealed: the old id can be followed.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from lbkit.cookie import signing_keys
 from lbkit.errors import MissingExtra
 from lbkit.sessions.codec import Undecodable
+from lbkit.sessions.cookie import key_of_id
+from lbkit.sessions.store import ROOT
 
 __all__ = ["Encryption", "FieldCipher"]
 
@@ -44,6 +47,19 @@ class Encryption:
     def of(self, sid: str, key: str) -> FieldCipher:
         """For the session with this id, which the store calls `key`. Makes no key before one is needed."""
         return FieldCipher(self, sid, key)
+
+    def root(self, sid: str, fields: Mapping[bytes, bytes]) -> str:
+        """The id by which the values are encrypted, for who comes with `sid` and finds these fields first."""
+        if ROOT not in fields:
+            return sid
+        try:
+            return self.of(sid, key_of_id(sid)).open(ROOT, fields[ROOT]).decode("ascii")
+        except (Undecodable, UnicodeDecodeError):
+            return sid
+
+    def sealed_root(self, root: str, sid: str) -> bytes:
+        """The root, for nobody but who comes with `sid`."""
+        return self.of(sid, key_of_id(sid)).seal(ROOT, root.encode("ascii"))
 
     def ciphers(self, sid: str) -> Iterator[Any]:
         """One cipher for each secret key, the newest first, made as they are asked for."""

@@ -37,6 +37,7 @@ from lbkit.sessions.session import Session
 from lbkit.sessions.store import (
     CREATED,
     FORWARD,
+    ROOT,
     TOUCHED,
     USER,
     Committed,
@@ -66,6 +67,7 @@ class Begun(NamedTuple):
 
     sid: str
     key: str
+    root: str
     seal: Seal | None
     delta: Delta
     done: Committed
@@ -106,7 +108,7 @@ class SessionFlows:
             return
         session.presented = presented
         try:
-            key, fields = yield from self._found(presented.key)
+            key, fields, first = yield from self._found(presented.key)
         except SessionUnavailable as error:
             session.outage = error
             return
@@ -116,24 +118,29 @@ class SessionFlows:
             return
         # Who comes with an id that has been renewed is not told the new one.
         session.sid = presented.sid if key == presented.key else None
-        session.begin(key, Contents(fields, seal=self._seal(presented.sid, key)))
+        if self._encryption is not None:
+            session.root = self._encryption.root(presented.sid, first or {})
+        session.begin(key, Contents(fields, seal=self._seal(session.root)))
 
     def reload(self, session: Session) -> Flow[None]:
         """Read again what others have written. What this request has changed stays changed."""
         contents = session.contents
         if contents is None or session.key is None:
             return
-        session.key, fields = yield from self._found(session.key)
+        session.key, fields, _ = yield from self._found(session.key)
         contents.forget_expectations()
         contents.renew(fields or {})
 
-    def _found(self, key: str) -> Flow[tuple[str, Fields | None]]:
+    def _found(self, key: str) -> Flow[tuple[str, Fields | None, Fields | None]]:
+        """The key that it leads to, what is there, and what was found first."""
+        first: Fields | None = None
         for _ in range(HOPS):
             fields: Fields | None = yield from self._ask("load", key)
+            first = fields if first is None else first
             if fields is None or FORWARD not in fields:
-                return key, fields
+                return key, fields, first
             key = fields[FORWARD].decode("ascii", "replace")
-        return key, None
+        return key, None, first
 
     # Keeping.
 
@@ -185,7 +192,9 @@ class SessionFlows:
                 return
         self._refuse(begun.done)
 
-    def _begin(self, session: Session, contents: Contents, now: float, *, created_at: float) -> Flow[Begun]:
+    def _begin(
+        self, session: Session, contents: Contents, now: float, *, created_at: float, root: str | None = None
+    ) -> Flow[Begun]:
         """Store everything under a new id. The index comes first, so that no revocation misses it."""
         self.account.weigh(contents)
         sid = self._chance()
@@ -193,15 +202,18 @@ class SessionFlows:
         own = self.account.opened(contents, session.device, now, created_at=created_at)
         if USER in own:
             yield from self.roster.enter(own[USER], Entry(key, self.account.ends_at(now, created_at)))
-        seal = self._seal(sid, key)
+        if self._encryption is not None and root is not None:
+            own[ROOT] = self._encryption.sealed_root(root, sid)
+        root = root or sid
+        seal = self._seal(root)
         delta = contents.everything(own, self.account.ttl(contents, now, created_at), seal=seal)
         # Without a user it is the first step, and the only one unless an old id must end.
         done = yield from self._ask("commit", key, delta, last=session.key is None)
-        return Begun(sid, key, seal, delta, done)
+        return Begun(sid, key, root, seal, delta, done)
 
     def _settle(self, session: Session, contents: Contents, begun: Begun, now: float) -> None:
         contents.begun(begun.delta, begun.seal)
-        session.key, session.sid = begun.key, begun.sid
+        session.key, session.sid, session.root = begun.key, begun.sid, begun.root
         session.settle()
         self._tell(session, contents, now)
 
@@ -239,7 +251,8 @@ class SessionFlows:
                 self._line.count("conflicts")
                 raise SessionConflict(broken)
             created_at = now if fresh else int(contents.raw.get(CREATED, b"0"))
-            begun = yield from self._begin(session, contents, now, created_at=created_at)
+            root = session.root if grace else None
+            begun = yield from self._begin(session, contents, now, created_at=created_at, root=root)
             # Where others write all the time, a login is more than what they have written last.
             whole = grace or not (session.cleared or attempt == ATTEMPTS - 1)
             ending = self._ending(contents, begun, grace=grace, whole=whole)
@@ -252,7 +265,7 @@ class SessionFlows:
             yield from self._ask("delete", begun.key)
             if over.result is Result.GONE:
                 return False
-            old, fields = yield from self._found(over.moved_to or old or "")
+            old, fields, _ = yield from self._found(over.moved_to or old or "")
             if fields is None:
                 return False
             contents.renew(fields)
@@ -268,6 +281,8 @@ class SessionFlows:
         if not grace:
             return Delta(expect=expect, whole=whole, drop=True)
         sets = {FORWARD: begun.key.encode("ascii")}
+        if ROOT in contents.raw:
+            sets[ROOT] = contents.raw[ROOT]
         return Delta(self.options.renewal_grace, sets, expect=expect, whole=whole, drop=True)
 
     def _commit(self, session: Session, contents: Contents) -> Flow[None]:
@@ -330,8 +345,10 @@ class SessionFlows:
             self._line.count(f"lost_{why}")
             logger.debug("what a request has put into its session is lost: %s", why)
 
-    def _seal(self, sid: str, key: str) -> Seal | None:
-        return None if self._encryption is None else self._encryption.of(sid, key)
+    def _seal(self, root: str | None) -> Seal | None:
+        if self._encryption is None or root is None:
+            return None
+        return self._encryption.of(root, key_of_id(root))
 
     # Cookies.
 

@@ -87,9 +87,6 @@ class SessionOptions:
         if not 0 < self.soft_limit <= self.hard_limit:
             got = f"soft_limit={self.soft_limit}, hard_limit={self.hard_limit}"
             raise ConfigError(f"need 0 < soft_limit <= hard_limit, got {got}")
-        if self.encrypt and self.renewal is not None:
-            rule = "the key follows from the id, so who comes with the old id could read nothing"
-            raise ConfigError(f"need encrypt=False or renewal=None, got both: {rule}")
         if not (isinstance(self.watch, tuple) and all(isinstance(key, str) for key in self.watch)):
             raise ConfigError(f"need watch as a tuple of keys, got watch={self.watch!r}")
         for name, known in CHOICES.items():

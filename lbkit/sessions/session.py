@@ -38,6 +38,9 @@ class Session(MutableMapping[str, Any]):
     """The id; None as long as there is none, or it is none of this request's business."""
 
     outage: SessionUnavailable | None = None
+    root: str | None = None
+    """The id by which values are encrypted: that of the session before it was renewed."""
+
     failure: SessionError | None = None
     """What the app was told when it asked for more than reading and writing."""
 

@@ -31,6 +31,7 @@ __all__ = [
     "ISSUED",
     "LARGEST_COUNTER",
     "OWN",
+    "ROOT",
     "TOUCHED",
     "USER",
     "AsyncStore",
@@ -49,6 +50,9 @@ TOUCHED = b"\0t"
 USER = b"\0u"
 ISSUED = b"\0i"
 DEVICE = b"\0m"
+ROOT = b"\0e"
+"""The id by which the values were encrypted first, sealed for who comes with the one that followed."""
+
 FORWARD = b"\0r"
 """The key under which the session goes on: a hash that has it takes no delta and answers MOVED."""
 

@@ -20,6 +20,7 @@ from lbkit.errors import (
     SessionTypeError,
 )
 from lbkit.sessions import SessionOptions
+from lbkit.sessions.store import ROOT
 from lbkit.stores import MemoryStore, astore_from, store_from
 from lbkit.wsgi import Sessions
 from tests.redis_servers import Server
@@ -158,6 +159,24 @@ def test_incr_refuses_what_is_no_counter(sessions: Sessions) -> None:
     assert (session["n"], session["fresh"]) == (11, 1)
 
 
+@pytest.mark.parametrize("other", ["", None, [], "text", False])
+def test_a_counter_does_not_overwrite_what_another_request_has_put_in_its_place(
+    sessions: Sessions, other: Any
+) -> None:
+    """Neither by a delta nor by a new id, which carries everything over."""
+    for part in (False, True):
+        environ = begun(sessions, n=0)
+        one, two = sessions.open(environ), sessions.open(environ)
+        one.incr("hits")
+        two["hits"] = other
+        two.save()
+        if part:
+            one.rotate()
+        with pytest.raises(SessionTypeError, match="counter"):
+            one.save()
+        assert sessions.open(environ)["hits"] == other
+
+
 def test_it_is_a_mapping_with_a_dicts_manners(sessions: Sessions) -> None:
     session = sessions.open(begun(sessions, a=1, b=[1]))
     assert session == {"a": 1, "b": [1]}
@@ -213,6 +232,39 @@ def test_encrypted_values_can_be_read_by_the_cookie_alone(store: Any) -> None:
     assert not sessions.open(environ).modified
     with pytest.raises(SessionTypeError, match="the store cannot add to what is encrypted"):
         found.incr("n")
+
+
+def test_an_encrypted_session_that_is_renewed_can_be_followed_by_the_old_id(store: Any) -> None:
+    now = 1_800_000_000.0
+    options = SessionOptions(encrypt=True, renewal=600, renewal_grace=60)
+    sessions = Sessions(store, secret_keys=KEYS, options=options, wall=lambda: now)
+    cookies = [begun(sessions, word="tea for three", user_id="alice")]
+    for renewal in range(3):
+        now += 601
+        session = sessions.open(cookies[-1])
+        session["n"] = renewal
+        session.save()
+        cookies.append({"HTTP_COOKIE": str(session.cookie_due).partition(";")[0]})
+        for cookie in cookies:
+            follower = sessions.open(cookie)
+            assert follower == {"word": "tea for three", "user_id": "alice", "n": renewal}
+            assert not follower.modified
+        follower = sessions.open(cookies[0])
+        follower["from"] = f"the first id, {renewal}"
+        follower.save()
+        assert follower.cookie_due is None
+        newest = sessions.open(cookies[-1])
+        assert newest.pop("from") == f"the first id, {renewal}"
+        newest.save()
+    for key in (sessions.open(cookie).key for cookie in cookies):
+        assert b"tea" not in b"".join((store.load(key) or {}).values())
+    last = sessions.open(cookies[-1])
+    last.rotate()  # and here they all end
+    last.save()
+    assert [dict(sessions.open(cookie)) for cookie in cookies] == [{}] * 4
+    rotated = sessions.open({"HTTP_COOKIE": str(last.cookie_due).partition(";")[0]})
+    assert rotated["word"] == "tea for three"
+    assert ROOT not in store.load(rotated.key)
 
 
 def test_except_current_spares_the_session_of_the_request_alone(sessions: Sessions) -> None:
