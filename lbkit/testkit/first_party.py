@@ -52,6 +52,9 @@ class FirstParty:
 
     def __init__(self, packages: Iterable[str] = ()) -> None:
         self.named = frozenset(packages)
+        self.tests: set[str] = set()
+        """Names of test modules that are not called so."""
+
         self._tops: dict[str, bool] = {}
         self._seen = -1
         self._loaded: list[str] = []
@@ -64,7 +67,12 @@ class FirstParty:
         known = self._tops.get(top)
         if known is None:
             known = self._decide(top)
-        return known and not (rest and self._is_test(rest))
+        return known and name not in self.tests and not (rest and self._is_test(rest))
+
+    def exclude(self, file: str) -> None:
+        """This file, told from the root, is a test module: under whichever name it is imported."""
+        parts = file.removesuffix(".py").split(os.sep)
+        self.tests |= {".".join(parts[start:]) for start in range(len(parts))}
 
     def loaded(self) -> list[str]:
         """Names of the private modules that are in `sys.modules` now."""
@@ -88,7 +96,7 @@ class FirstParty:
     def _decide(self, top: str) -> bool:
         if top in AUTO_PRIVATE:
             private = True
-        elif top in NEVER or top.startswith("lbkit_"):
+        elif top in NEVER or top.startswith(("lbkit_", "__")):
             private = False
         elif self.named:
             private = top in self.named

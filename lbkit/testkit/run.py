@@ -159,6 +159,9 @@ class Run(Reporter):
         finally:
             self.kit.end_test()
 
+    def pytest_pycollect_makemodule(self, module_path: Path) -> None:
+        self.kit.first_party.exclude(os.path.relpath(module_path, self.config.rootpath))
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed and report.nodeid not in self.failed:
             rows = self.kit.turn.rows[-LAST:]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from lbkit.testkit.findings import Finding, Oracle, Verdict
-from tests.testkit.suites import Ran, run, seeded
+from tests.testkit.suites import SEEDED, Ran, run, seeded
 
 
 def others(ran: Ran, *but: Oracle) -> list[Finding]:
@@ -118,3 +119,16 @@ def test_state_that_may_differ_is_allowed_by_name(tmp_path: Path) -> None:
     marked = '@pytest.mark.stateful_ok("shop.texts.CACHE")\ndef test_a_page('
     test.write_text(test.read_text().replace("def test_a_page(", marked))
     assert run(folder, "-o", "replicas_allow=shop.lockout.*").found(Oracle.STATE) == []
+
+
+def test_the_wrong_shop_of_the_samples_is_told_what_is_wrong(tmp_path: Path) -> None:
+    samples = SEEDED.parent.parent.parent / "sample_apps"
+    shutil.copytree(samples / "flask_shop", tmp_path / "sample_apps" / "flask_shop")
+    ran = run(tmp_path, "sample_apps/flask_shop/suite.py")
+    assert ran.outcomes == {"failed": 1, "passed": 2}, ran.output
+    (boot,) = ran.found(Oracle.BOOT)
+    assert boot.where == "sample_apps/flask_shop/wrong.py:22"
+    (state,) = ran.found(Oracle.STATE)
+    assert (state.where, state.times) == ("sample_apps/flask_shop/wrong.py:24", 5)
+    (test,) = ran.found(Oracle.ASSERTION)
+    assert test.verdict is Verdict.CLIENT

@@ -47,7 +47,11 @@ class BootDiff(Watcher):
                 self._note(name, space)
 
     def report(self, report: Report) -> None:
+        seen: set[str] = set()
         for name, (line, spaces) in self.differs.items():
+            if line is not None and line in seen:
+                continue  # one random value, under the name of a module and under that of a configuration
+            seen.add(line or "")
             report.findings.append(
                 Finding(
                     oracle=Oracle.BOOT,
