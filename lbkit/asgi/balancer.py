@@ -107,9 +107,9 @@ class Balancer(Operated[Carrier]):
         """A handle for each replica, by its name: `replicas["web1"].stop()`."""
 
         self._asks = self.stick is not None or self.pool.keyed
-        checks = rules_of(check, profile=profile)
+        self._rules = rules_of(check, profile=profile)
         self._carrier = Carrier(self, model, read_timeout=read_timeout) if model is not None else None
-        self._watch = Watch(self, checks) if checks is not None else None
+        self._watch = Watch(self, self._rules) if self._rules is not None else None
         self._factory: Callable[[], Runnable] | None = None
         self._scope: Scope | None = None
 

@@ -6,8 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from lbkit.balancer.check import CheckRules
-from lbkit.balancer.checked import Checked, Reply
-from lbkit.balancer.replica import Mode
+from lbkit.balancer.checked import LOOK, Checked, Reply
+from lbkit.balancer.replica import Mode, ReplicaState
 from lbkit.types import Message, Scope
 
 if TYPE_CHECKING:
@@ -37,13 +37,23 @@ class Watch:
         await asyncio.gather(*map(self._watch, self.balancer.replicas.values()))
 
     async def _watch(self, member: ASGIMember) -> None:
-        checked = Checked(self.check)
+        state, checked = member.state, Checked(self.check)
         self.balancer.judge(member.name, up=checked.up)
         while True:
-            if member.mode is not Mode.MAINT:
-                checked.heard(await self._ask(member))
+            if state.life != checked.life:
+                checked = Checked(self.check, life=state.life)
+            reply = await self._ask(member) if state.mode is not Mode.MAINT else None
+            if state.mode is not Mode.MAINT and state.life == checked.life:
+                checked.heard(reply)
                 self.balancer.judge(member.name, up=checked.up, share=checked.share)
-            await asyncio.sleep(checked.next_after)
+            await self._pause(checked, state)
+
+    async def _pause(self, checked: Checked, state: ReplicaState) -> None:
+        """Until the next check, which is at once for a replica that comes back."""
+        left = checked.next_after
+        while left > 0 and state.life == checked.life:
+            await asyncio.sleep(min(left, LOOK))
+            left -= LOOK
 
     async def _ask(self, member: ASGIMember) -> Reply | None:
         answer = Answer()

@@ -20,7 +20,10 @@ from dataclasses import dataclass
 
 from lbkit.balancer.check import CheckRules, Health
 
-__all__ = ["Checked", "Reply", "score_of"]
+__all__ = ["LOOK", "Checked", "Reply", "score_of"]
+
+LOOK = 0.25
+"""Seconds after which whoever waits for the next check looks whether the replica has come back meanwhile."""
 
 STEP = 0.25
 """The most that one answer changes a replica's share: a weight that jumps moves the load in one blow."""
@@ -39,9 +42,10 @@ class Reply:
 
 
 class Checked:
-    """What the checks have made of one replica."""
+    """What the checks have made of one replica, in this life of it."""
 
-    def __init__(self, rules: CheckRules) -> None:
+    def __init__(self, rules: CheckRules, *, life: int = 0) -> None:
+        self.life = life
         self.share = 1.0
         """How much of its weight it gets, by its own word."""
 

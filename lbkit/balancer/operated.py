@@ -6,6 +6,7 @@ import logging
 from typing import Generic, Protocol, TypeVar
 
 from lbkit.balancer.backend import Backend
+from lbkit.balancer.check import CheckRules
 from lbkit.balancer.pool import Pool
 from lbkit.balancer.replica import Mode
 
@@ -28,6 +29,8 @@ class Operated(Generic[C]):
 
     pool: Pool
     _carrier: C | None
+    _rules: CheckRules | None = None
+    """How its replicas are checked, None when they are not."""
 
     def drain(self, name: str) -> None:
         """The replica keeps the clients that are bound to it, and gets no new ones."""
@@ -38,8 +41,11 @@ class Operated(Generic[C]):
         self._set_mode(name, Mode.MAINT)
 
     def ready(self, name: str) -> None:
-        """The replica takes part again."""
+        """The replica takes part again. After maintenance it is as new to its checks, and asked soon."""
+        life = self.pool.life(name)
         self._set_mode(name, Mode.READY)
+        if self._rules is not None and self.pool.life(name) != life:
+            self.judge(name, up=self._rules.begins_up)
 
     def _set_mode(self, name: str, mode: Mode) -> None:
         self.pool.set_mode(name, mode)

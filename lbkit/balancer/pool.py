@@ -55,8 +55,14 @@ class Pool:
 
     def set_mode(self, name: str, mode: Mode) -> None:
         """Drain a replica, take it out, or put it back: from the next request on."""
-        self._named(name).mode = mode
+        state = self._named(name)
+        state.life += state.mode is Mode.MAINT and mode is not Mode.MAINT
+        state.mode = mode
         self._sort()
+
+    def life(self, name: str) -> int:
+        """How often that replica has come back from maintenance."""
+        return self._named(name).life
 
     def set_up(self, name: str, *, up: bool) -> bool:
         """What active checks say: who is down gets nothing. Whether that is news."""

@@ -40,11 +40,14 @@ class Mode(Enum):
 class ReplicaState:
     """What changes about a replica while it serves. The pool writes it, policies read it."""
 
-    __slots__ = ("_inside", "mode", "replica", "up")
+    __slots__ = ("_inside", "life", "mode", "replica", "up")
 
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
         self.mode = Mode.READY
+        self.life = 0
+        """How often it has come back from maintenance: what was heard of an earlier life no longer counts."""
+
         self.up = True
         """What active checks say."""
 

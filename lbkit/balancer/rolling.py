@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeAlias
 from lbkit.balancer.members import Member
 from lbkit.balancer.pool import Pool
 from lbkit.drain import Drain, DrainTimings, Step
-from lbkit.errors import ConfigError
+from lbkit.errors import ConfigError, StartupError
 from lbkit.types import Clock
 
 __all__ = ["Moves", "Restarted", "rolling"]
@@ -64,6 +64,7 @@ def rolling(balancer: Rolls, *, delay: float, timeout: float) -> Moves:
         left = yield from _leave(balancer, name, timings)
         yield name
         balancer.ready(name)
+        yield from _return(balancer, name, timeout)
         done.append(Restarted(replica=name, seconds=balancer.clock() - began_at, left=left))
     return tuple(done)
 
@@ -80,6 +81,15 @@ def _leave(balancer: Rolls, name: str, timings: DrainTimings) -> Generator[float
     while machine.step(balancer.clock(), in_flight=member.active) is not Step.HAND_OVER:
         yield TICK
     return member.active
+
+
+def _return(balancer: Rolls, name: str, timeout: float) -> Generator[float, None, None]:
+    """Where replicas are checked, the next one leaves when this one has passed. Else it would be the last."""
+    began_at, state = balancer.clock(), balancer.replicas[name].state
+    while not state.open:
+        if balancer.clock() - began_at > timeout:
+            raise StartupError(name, f"it has not passed its checks within {timeout:g} s")
+        yield TICK
 
 
 def _refuse_the_last(pool: Pool, name: str) -> None:

@@ -116,9 +116,9 @@ class Balancer(Operated[Carrier]):
         """Who stays, and how many moved for which reason; None when clients are not sticky."""
 
         self._asks = self.stick is not None or self.pool.keyed
-        checks = rules_of(check, profile=profile)
+        self._rules = rules_of(check, profile=profile)
         self._carrier = Carrier(self, model, read_timeout=read_timeout) if model is not None else None
-        self._watch = Watch(self, checks) if checks is not None else None
+        self._watch = Watch(self, self._rules) if self._rules is not None else None
         self._factory: Callable[[], Runnable] | None = None
 
     @classmethod

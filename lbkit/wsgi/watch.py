@@ -10,8 +10,8 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING
 
 from lbkit.balancer.check import CheckRules
-from lbkit.balancer.checked import Checked, Reply
-from lbkit.balancer.replica import Mode
+from lbkit.balancer.checked import LOOK, Checked, Reply
+from lbkit.balancer.replica import Mode, ReplicaState
 from lbkit.threads import DaemonThreads
 from lbkit.types import Environ, ExcInfo, WSGIApp
 
@@ -59,14 +59,23 @@ class Watch:
 
     def _watch(self, member: Member[WSGIApp], stopped: Event) -> None:
         """Who is in maintenance is left alone."""
-        checked = Checked(self.check)
+        state, checked = member.state, Checked(self.check)
         self.balancer.judge(member.name, up=checked.up)
         threads = DaemonThreads(limit=HUNG, name=f"lbkit-check-{member.name}")
         while not stopped.is_set():
-            if member.mode is not Mode.MAINT:
-                checked.heard(self._ask(member, threads))
+            if state.life != checked.life:
+                checked = Checked(self.check, life=state.life)
+            reply = self._ask(member, threads) if state.mode is not Mode.MAINT else None
+            if state.mode is not Mode.MAINT and state.life == checked.life:
+                checked.heard(reply)
                 self.balancer.judge(member.name, up=checked.up, share=checked.share)
-            stopped.wait(checked.next_after)
+            self._pause(checked, state, stopped)
+
+    def _pause(self, checked: Checked, state: ReplicaState, stopped: Event) -> None:
+        """Until the next check, which is at once for a replica that comes back."""
+        left = checked.next_after
+        while left > 0 and state.life == checked.life and not stopped.wait(min(left, LOOK)):
+            left -= LOOK
 
     def _ask(self, member: Member[WSGIApp], threads: DaemonThreads) -> Reply | None:
         replies: SimpleQueue[Reply | None] = SimpleQueue()

@@ -297,6 +297,37 @@ def test_a_rolling_restart_under_load_loses_no_request(live: Live, profile: str 
         assert [(site.born, site.died) for site in sites] == [(1, 1)] * 6
 
 
+@pytest.mark.parametrize("begins_up", [True, False])
+def test_the_next_replica_leaves_when_the_one_before_passes_its_checks(live: Live, begins_up: bool) -> None:
+    check = CheckRules(inter=30.0, rise=1, fall=1, begins_up=begins_up)
+    sites = [Site(), Site()]
+    balancer = live.Balancer([live.app(site) for site in sites], profile="nginx", check=check)
+    with live.running(balancer):
+        until(lambda: all(site.checks for site in sites) and not balancer.explain())
+        live.roll(balancer)
+        until(lambda: [site.checks for site in sites] == [2, 2])  # asked at once, not after 30 s
+        assert not balancer.explain()
+
+
+def test_a_replica_that_is_not_well_after_its_restart_stops_the_rolling_restart(live: Live) -> None:
+    check = CheckRules(inter=0.02, rise=1, fall=1, begins_up=False)
+    sites = [Site(), Site()]
+    balancer = live.Balancer([live.app(site) for site in sites], profile="nginx", check=check)
+    maintain = balancer.maintain
+
+    def break_it(name: str) -> None:
+        maintain(name)
+        sites[0].health = (503, "no")
+
+    with live.running(balancer):
+        until(lambda: not balancer.explain())
+        balancer.maintain = break_it
+        with pytest.raises(StartupError, match=r"it has not passed its checks within 0\.3 s"):
+            live.roll(balancer, timeout=0.3)
+        assert list(balancer.explain()) == ["web1"]
+        assert live.names(balancer, 4) == {"web2": 4}
+
+
 def test_a_replica_that_does_not_finish_in_time_is_replaced_and_told_of(live: Live) -> None:
     slow, other = Site(), Site()
     slow.slow = 1.0
