@@ -292,33 +292,29 @@ class Heap:
         self._items: list[Member] = []
 
     def push(self, member: Member) -> None:
-        self._items.append(member)
-        self._up(len(self._items) - 1)
+        items, deadline = self._items, member.deadline
+        items.append(member)
+        at = len(items) - 1
+        while at > 0 and deadline < items[parent := (at - 1) // 2].deadline:
+            items[at] = items[parent]
+            at = parent
+        items[at] = member
 
     def pop(self) -> Member:
-        last = len(self._items) - 1
-        self._swap(0, last)
-        self._down(last)
-        return self._items.pop()
-
-    def _up(self, at: int) -> None:
-        while at > 0 and self._less(at, parent := (at - 1) // 2):
-            self._swap(parent, at)
-            at = parent
-
-    def _down(self, size: int) -> None:
-        at = 0
-        while (child := 2 * at + 1) < size:
-            if child + 1 < size and self._less(child + 1, child):
-                child += 1
-            if not self._less(child, at):
-                return
-            self._swap(at, child)
-            at = child
-
-    def _less(self, one: int, other: int) -> bool:
-        return self._items[one].deadline < self._items[other].deadline
-
-    def _swap(self, one: int, other: int) -> None:
         items = self._items
-        items[one], items[other] = items[other], items[one]
+        first, last = items[0], items.pop()
+        if items:
+            self._sink(last)
+        return first
+
+    def _sink(self, member: Member) -> None:
+        items, deadline, at = self._items, member.deadline, 0
+        size = len(items)
+        while (child := 2 * at + 1) < size:
+            if child + 1 < size and items[child + 1].deadline < items[child].deadline:
+                child += 1
+            if not items[child].deadline < deadline:
+                break
+            items[at] = items[child]
+            at = child
+        items[at] = member

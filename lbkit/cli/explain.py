@@ -56,15 +56,23 @@ def explain(
     click.echo(f"{chosen.name} ({chosen.equivalence}), {policy or chosen.policies[0]}")
     for decision in [decide(model, request, rule=chosen.rule(policy)) for _ in range(times)]:
         click.echo(f"{method} {path} -> {_said(decision)}")
-    for name, reason in decision.skipped.items():
-        click.echo(f"  not {name}: {reason}")
+    for reason, names in _grouped(decision):
+        click.echo(f"  not {', '.join(names)}: {reason}")
     if without:
         found = moves(lambda some: _model(chosen, some, policy), places, without, request)
-        click.echo(_moved(found, without, len(places)))
+        click.echo(_moved(found, without, sum(not (each.down or each.backup) for each in places)))
 
 
 def _model(profile: Profile, places: Sequence[Place], policy: str) -> Model:
     return profile.model(places, policy=policy, rng=Random(SEED))  # noqa: S311 - no secret
+
+
+def _grouped(decision: Decision) -> list[tuple[str, list[str]]]:
+    """The reasons, each with all the replicas that it holds for."""
+    names: dict[str, list[str]] = {}
+    for name, reason in decision.skipped.items():
+        names.setdefault(reason, []).append(name)
+    return list(names.items())
 
 
 def _said(decision: Decision) -> str:

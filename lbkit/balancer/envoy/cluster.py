@@ -201,7 +201,8 @@ class Envoy:
         self._active += 1
         try:
             while True:
-                self.tick(now)
+                if self._outlier is not None or self._starting:
+                    self.tick(now)
                 host = self._bound(request) if self._session and not attempts else None
                 host = host or self._pick(hashed, attempts)
                 if host is None:
@@ -291,8 +292,10 @@ class Envoy:
         return host
 
     def _draw(self, value: int, attempt: int) -> Host | None:
-        point = value % 100 + 1
-        source = next(source for reached, source in self._sources if point <= reached)
+        source = self._sources[0][1]
+        if len(self._sources) > 1:
+            point = value % 100 + 1
+            source = next(source for reached, source in self._sources if point <= reached)
         if source not in self._current:
             self._current[source] = self._chooser(source)
         chooser = self._current[source]

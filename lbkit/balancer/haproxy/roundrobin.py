@@ -93,6 +93,12 @@ class RoundRobin:
 
     def pick(self, avoid: Node | None = None) -> Node | None:
         """The next server that has a free slot. The one to avoid only when there is no other."""
+        if self.curr_weight and (place := self._first()) is not None:
+            node = place.node
+            if node is not avoid and (not node.maxconn or node.free):  # nearly always
+                self._advance(place)
+                self._queue(place)
+                return node
         passed: list[Place] = []
         avoided: Place | None = None
         switched = False
@@ -158,7 +164,8 @@ class RoundRobin:
 
     def _dequeue(self, place: Place) -> None:
         if place.tree is not None and place.entry is not None:
-            del place.tree[bisect_left(place.tree, place.entry)]
+            tree = place.tree
+            del tree[0 if tree[0] is place.entry else bisect_left(tree, place.entry)]
             place.entry = None
 
     def _queue(self, place: Place) -> None:
