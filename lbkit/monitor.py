@@ -138,6 +138,9 @@ class Health:
         self.drain_view: Callable[[], Mapping[str, object]] | None = None
         """What `/health/ready` and `/health/detailed` show as `drain`; None for nothing."""
 
+        self.session_events: Callable[[], Mapping[str, int]] | None = None
+        """What `/health/detailed` counts about sessions, as OpenMetrics; None for nothing."""
+
         self.gate = Gate(details=details, auth=auth, trusted_proxies=trusted_proxies)
         self.thresholds = thresholds if thresholds is not None else Thresholds()
         self.budget = budget
@@ -429,6 +432,7 @@ class Health:
             metrics_in_readiness=self._metrics_in_readiness,
             uptime=now - self._born,
             drain=None if self.drain_view is None else self.drain_view(),
+            session_events=None if self.session_events is None else self.session_events(),
         )
 
     def _wedged(self) -> str | None:

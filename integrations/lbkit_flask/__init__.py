@@ -75,8 +75,9 @@ class LBKit:
         self.startup_task = self.health.startup_task
         self.on_change = self.health.on_change
         self._sessions = Sessions.of(sessions, secret_keys, session_options)
-        if self._sessions is not None:
-            self.check("sessions", critical=False)(self._sessions.check)
+        if (kept := self._sessions) is not None:
+            self.check("sessions", critical=False)(kept.check)
+            self.health.session_events = lambda: kept.counts
         if app is not None:
             self.init_app(app)
 

@@ -58,6 +58,9 @@ class Facts:
     drain: Mapping[str, object] | None = None
     """What whoever drains this process says about it."""
 
+    session_events: Mapping[str, int] | None = None
+    """How often what has happened to sessions."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
@@ -78,6 +81,7 @@ class Report:
     uptime: float = 0.0
     verbose: bool = False
     drain: Mapping[str, object] | None = None
+    session_events: Mapping[str, int] | None = None
     hidden: int = 0
     """Checks that are left out because the answer would be too long."""
 
@@ -105,6 +109,7 @@ def report(
         warnings=tuple(f"unknown check in exclude: {name}" for name in sorted(exclude - known)),
         uptime=facts.uptime,
         drain=facts.drain if endpoint in (Endpoint.READY, Endpoint.DETAILED) else None,
+        session_events=facts.session_events if endpoint is Endpoint.DETAILED else None,
         verbose=verbose,
     )
     if exclude & known:

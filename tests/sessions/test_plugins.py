@@ -9,6 +9,7 @@ import pytest
 from fastapi import Depends, FastAPI, WebSocket
 from flask import Flask
 from flask import session as flask_session
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -23,6 +24,7 @@ import lbkit_starlette
 from lbkit import ConfigError
 from lbkit.asgi import SessionMiddleware, Sessions
 from lbkit.asgi.sessions import Session
+from lbkit.health.access import Level
 from lbkit.sessions import SessionOptions
 from tests.redis_servers import Server
 from tests.sessions.sites import KEYS, NAME
@@ -86,6 +88,20 @@ def test_a_plugin_needs_two_words_for_sessions(make: Any, redis_url: str, redis_
         assert client.info("commandstats")["cmdstat_hgetall"]["calls"] == before
     assert ready["checks"]["sessions"]["status"] == "healthy"
     assert ready["checks"]["sessions"]["critical"] is False
+
+
+def test_what_happens_to_sessions_is_counted_for_prometheus(make: Any, redis_url: str) -> None:
+    lbkit, get = make(sessions=redis_url, secret_keys=KEYS)
+    get("/")
+    route = lbkit.health.route("/health/detailed")
+    rendered = lbkit.health.answer(route, "GET", "format=openmetrics", "", Level.FULL)
+    families = {family.name: family for family in text_string_to_metric_families(rendered.body(0.0).decode())}
+    (sample,) = families["lbkit_session_events"].samples
+    assert (sample.name, sample.labels, sample.value) == (
+        "lbkit_session_events_total",
+        {"event": "created"},
+        1.0,
+    )
 
 
 def test_a_store_that_is_down_degrades_and_does_not_fail(make: Any) -> None:

@@ -72,6 +72,7 @@ def _details(report: Report) -> list[str]:
             [(labels, float(view.failures)) for labels, view in named],
         ),
         *_vitals(report),
+        *_sessions(report),
     ]
 
 
@@ -84,6 +85,18 @@ def _vitals(report: Report) -> list[str]:
         what = f"{name} in use, of what this process may use."
         lines += _gauge(f"lbkit_{name}_utilization_ratio", what, [({}, ratio)], unit="ratio")
     return lines
+
+
+def _sessions(report: Report) -> list[str]:
+    if not report.session_events:
+        return []
+    name = "lbkit_session_events"
+    counted = sorted(report.session_events.items())
+    return [
+        f"# TYPE {name} counter",
+        f"# HELP {name} What has happened to sessions in this process.",
+        *(f"{name}_total{_labels({'event': event})} {count}" for event, count in counted),
+    ]
 
 
 def _gauge(name: str, what: str, samples: Samples, *, unit: str = "") -> list[str]:
