@@ -58,11 +58,19 @@ class Watch:
     async def _ask(self, member: ASGIMember) -> Reply | None:
         answer = Answer()
         scope = self._scope(member.lifespan.state)
+        asking = asyncio.ensure_future(self._call(member, scope, answer))
         try:
-            await asyncio.wait_for(member.app(scope, answer.receive, answer.send), self.check.timeout)
-        except Exception:
-            return None  # whatever it was: that is what a check is for
+            # Not wait_for: until Python 3.12 it swallows a cancellation that comes with the answer.
+            await asyncio.wait({asking}, timeout=self.check.timeout)
+        finally:
+            asking.cancel()
         return answer.reply()
+
+    async def _call(self, member: ASGIMember, scope: Scope, answer: Answer) -> None:
+        try:
+            await member.app(scope, answer.receive, answer.send)
+        except Exception:
+            answer.failed = True  # whatever it was: that is what a check is for
 
     def _scope(self, state: dict[str, Any]) -> Scope:
         path, _, query = self.check.path.partition("?")
@@ -91,6 +99,7 @@ class Answer:
         self._body = bytearray()
         self._over = asyncio.Event()
         self._asked = False
+        self.failed = False
 
     async def receive(self) -> Message:
         if not self._asked:
@@ -108,4 +117,6 @@ class Answer:
                 self._over.set()
 
     def reply(self) -> Reply | None:
-        return Reply(self._status, self._body.decode(errors="replace")) if self._over.is_set() else None
+        if self.failed or not self._over.is_set():
+            return None
+        return Reply(self._status, self._body.decode(errors="replace"))
