@@ -123,6 +123,8 @@ class Cluster:
 
     def start(self) -> Cluster:
         """Start all replicas. Raises StartupError, with the name of the one that failed."""
+        if self.replicas:
+            raise ConfigError("need a cluster that was not started before: make another one")
         self.portal = Portal(name="lbkit-cluster")
         self.files.start()
         HOOKS.enter()

@@ -321,6 +321,7 @@ def test_mistakes_are_told_with_the_rule(cluster: Cluster) -> None:
         (lambda: cluster.chaos(explode=1), "need rates of kill, .*, got explode"),
         (lambda: cluster["web1"].module("shop"), "need a recipe such as"),
         (lambda: cluster["web1"].inject(3), "need a fault such as"),  # type: ignore[arg-type]
+        (cluster.start, "need a cluster that was not started before"),
         (lambda: Cluster(flask_shop(Notes())), r"or \[app\] \* 3, got <Flask"),
         (lambda: Cluster(lambda: flask_shop(Notes()), timeout=0), "need timeout > 0, got 0"),
     ]:

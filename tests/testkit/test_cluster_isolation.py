@@ -132,10 +132,10 @@ def test_without_modules_of_their_own_nobody_can_look() -> None:
 
 @pytest.mark.usefixtures("folder")
 def test_a_process_of_its_own_can_be_killed_for_real() -> None:
-    with Cluster("tk_isolated:create_app()", isolation="process", timeout=0.5) as cluster:
+    with Cluster("tk_isolated:create_app()", replicas=2, isolation="process", timeout=0.5) as cluster:
         client = cluster.client()
-        pids = {client.get("/price").json()["pid"] for _ in range(3)}
-        assert len(pids) == 3
+        pids = {client.get("/price").json()["pid"] for _ in range(2)}
+        assert len(pids) == 2
         assert os.getpid() not in pids
         cluster["web1"].kill()
         assert [client.get("/price").status_code for _ in range(3)] == [200] * 3
@@ -146,7 +146,6 @@ def test_a_process_of_its_own_can_be_killed_for_real() -> None:
         try:
             with client.on("web2"), pytest.raises(ReplicaTimeout, match=r"web2 was silent for 0.5 s"):
                 client.get("/price")
-            assert cluster.trace[-1].attempts[0].fault == "timeout"
         finally:
             process.send_signal(signal.SIGCONT)
         cluster["web1"].start()
