@@ -160,8 +160,10 @@ class SessionFlows:
                 yield from self._create(session, contents)
         elif session.cleared or session.rotating or (changed and any(map(contents.altered, self._watched))):
             yield from self._part(session, contents)
-        elif changed or session.touching or self._renewable(session, contents):
-            yield from self._keep(session, contents)
+        elif self._renewable(session, contents):
+            yield from self._renew(session, contents)
+        elif changed or session.touching:
+            yield from self._commit(session, contents)
         else:
             self._sign_again(session, contents)
 
@@ -226,11 +228,9 @@ class SessionFlows:
         if not (yield from self._move(session, contents, grace=False)):
             self._lose(contents, "gone")
 
-    def _keep(self, session: Session, contents: Contents) -> Flow[None]:
-        """Under a new id, if the old one has served for long enough and others leave us the time."""
-        moved: bool | None = None
-        if self._renewable(session, contents):
-            moved = yield from self._move(session, contents, grace=True)
+    def _renew(self, session: Session, contents: Contents) -> Flow[None]:
+        """Under a new id, if others leave us the time."""
+        moved = yield from self._move(session, contents, grace=True)
         if moved is None:
             yield from self._commit(session, contents)
         elif not moved:
