@@ -21,6 +21,7 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
 from lbkit.asgi.exchange import ENDS, SET_COOKIE, STARTS, answer, inner_scope, method_of
+from lbkit.asgi.limit import Limit
 from lbkit.asgi.request import KEPT, KeptBody, joined, request_of, with_cookies
 from lbkit.balancer import Dispatch, Tried
 from lbkit.balancer.backend import Backend, Course, Step
@@ -47,11 +48,20 @@ class Carrier:
         self.balancer = balancer
         self.backend = Backend(model, balancer.replicas, ticket=Turn)
         self.read_timeout = read_timeout
+        self._limit: Limit | None = None
         # Unix time, for cookies with dates; but it never jumps, as the timers of a balancer do not.
         self._epoch = balancer.wall() - balancer.clock()
 
     def now(self) -> float:
         return self._epoch + self.balancer.clock()
+
+    def limit(self) -> Limit | None:
+        """What ends the attempts of the running loop that take too long."""
+        if self.read_timeout is None:
+            return None
+        if self._limit is None or self._limit.loop is not asyncio.get_running_loop():
+            self._limit = Limit(self.read_timeout)
+        return self._limit
 
     async def carry(self, scope: Scope, receive: Receive, send: Send) -> None:
         passage = Passage(self, scope, receive, send)
@@ -190,7 +200,7 @@ class Try:
     relayed = False
     refused_answer = False
     step: Step | None = None
-    _timer: asyncio.TimerHandle | None = None
+    _limit: Limit | None = None
     _late = False
     _trailers = False
 
@@ -217,24 +227,24 @@ class Try:
         scope = inner_scope(self.passage.scope, self.member.lifespan.state)
         if self.asked.request is not None and self.asked.request is not self.passage.request:
             scope["headers"] = with_cookies(scope["headers"], self.asked.request.header("cookie"))
-        if self.passage.carrier.read_timeout is None:
+        limit, task = self.passage.carrier.limit(), asyncio.current_task()
+        if limit is None or task is None:
             await self.member.app(scope, self.receive, self.send)
             return
-        task, loop = asyncio.current_task(), asyncio.get_running_loop()
-        self._timer = loop.call_later(self.passage.carrier.read_timeout, self._too_late, task)
+        self._limit, self._task = limit, task
+        limit.begin(self, task)
         try:
             await self.member.app(scope, self.receive, self.send)
         except asyncio.CancelledError:
             if not self._late or not _was_ours(task):
                 raise
-            raise ReplicaTimeout(f"no answer within {self.passage.carrier.read_timeout:g} s") from None
+            raise ReplicaTimeout(f"no answer within {limit.seconds:g} s") from None
         finally:
-            self._timer.cancel()
+            limit.end(self)
 
-    def _too_late(self, task: asyncio.Task[Any] | None) -> None:
-        if not (self.relayed or self.refused_answer) and task is not None:
-            self._late = True
-            task.cancel()
+    def too_late(self, task: asyncio.Task[Any]) -> None:
+        self._late = True
+        task.cancel()
 
     def _failed(self, error: Exception | None) -> Step | None:
         """Tell the model of an attempt that gave no answer. None when the client did not wait for it."""
@@ -256,9 +266,17 @@ class Try:
     # -- what the replica's app calls
 
     async def receive(self) -> Message:
+        body, limit = self.passage.body, self._limit
         if self.refused_answer:
             return {"type": "http.disconnect"}
-        return await self.passage.body.receive()
+        if limit is None or self.relayed or body.over:
+            return await body.receive()
+        # A client that is slow to send its request is no fault of the replica.
+        limit.end(self)
+        try:
+            return await body.receive()
+        finally:
+            limit.begin(self, self._task)
 
     def send(self, message: Message) -> Awaitable[None]:
         kind = message["type"]
@@ -304,8 +322,8 @@ class Try:
                 open=True,
             )
         )
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._limit is not None:
+            self._limit.end(self)
         judged = step.answer if isinstance(step, Relay) else step
         if not isinstance(judged, Answer) or judged.replica is None:
             self.refused_answer, self.step = True, step
@@ -335,7 +353,7 @@ class Try:
             self.passage.course.resume()
 
 
-def _was_ours(task: asyncio.Task[Any] | None) -> bool:
+def _was_ours(task: asyncio.Task[Any]) -> bool:
     """Take our own cancellation back. False: somebody else has cancelled the request as well."""
     uncancel = getattr(task, "uncancel", None)  # Python 3.10 cannot tell the two
     return uncancel is None or uncancel() == 0

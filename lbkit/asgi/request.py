@@ -20,6 +20,8 @@ class KeptBody:
     """What the client sends, kept up to `KEPT` bytes until an answer begins: for the next replica."""
 
     gone = False
+    over = False
+    """The whole request is with the replica that is tried now."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
@@ -29,8 +31,11 @@ class KeptBody:
     async def receive(self) -> Message:
         if self._kept is not None and self._at < len(self._kept):
             self._at += 1
-            return self._kept[self._at - 1]
+            message = self._kept[self._at - 1]
+            self.over = not message.get("more_body", False)
+            return message
         message = await self._receive()
+        self.over = not message.get("more_body", False)
         if message["type"] in LEFT:
             self.gone = True
         elif self._kept is not None:
@@ -47,7 +52,7 @@ class KeptBody:
 
     def rewind(self) -> bool:
         """Begin again. False: it was too much to be kept."""
-        self._at = 0
+        self._at, self.over = 0, False
         return self._kept is not None
 
     def forget(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from threading import Lock
 from typing import Any, Protocol, TypeAlias
 
@@ -36,9 +37,9 @@ class Backend:
     ) -> None:
         self.model = model
         self._standings = {name: Standing() for name in names}
-        self._ticket = ticket
-        self._lock = Lock()
-        self._waiting: dict[int, Ticket] = {}
+        self.ticket = ticket
+        self.lock = Lock()
+        self.waiting: dict[int, Ticket] = {}
 
     def begin(self, request: Request, *, now: float) -> Course:
         """The course of one request, at its first step. `now` is Unix time in seconds."""
@@ -49,81 +50,71 @@ class Backend:
 
     def tell(self, name: str, *, now: float, **changes: Any) -> None:
         """Change what is known about a replica: its `mode`, whether it is `up`, its `share` of its weight."""
-        with self._lock:
+        with self.lock:
             changed = replace(self._standings[name], **changes)
             if changed != self._standings[name]:
                 self._standings[name] = changed
                 self.model.tell(name, changed)
                 self.model.tick(now)
-                self._wake()
+                self._woken()
 
     def explain(self, now: float) -> dict[str, str]:
         """For each replica that gets no new client, the rule that skips it."""
-        with self._lock:
+        with self.lock:
             return self.model.explain(now)
 
-    def _advance(self, course: Course, move: Callable[[], Step]) -> Step:
-        with self._lock:
-            try:
-                step = move()
-            except StopIteration as stop:
-                step = stop.value
-            if isinstance(step, Wait):
-                # Before anybody can be woken: a slot may become free before its carrier has begun to wait.
-                course.ticket = self._waiting[id(step)] = self._ticket()
-            self._wake()
-        return step
-
-    def _give_up(self, course: Course, wait: Wait) -> Step:
-        """Nobody came in time; unless somebody did, a moment ago."""
-        flow = course.flow
-
-        def move() -> Step:
-            late = self._waiting.pop(id(wait), None) is not None
-            return flow.throw(TimeoutError()) if late else flow.send(None)
-
-        return self._advance(course, move)
-
-    def _close(self, course: Course, step: Step) -> None:
-        with self._lock:
-            self._waiting.pop(id(step), None)
-            course.flow.close()
-            self._wake()
-
-    def _wake(self) -> None:
+    def _woken(self) -> None:
         for wait in self.model.woken():
-            if (ticket := self._waiting.pop(id(wait), None)) is not None:
+            if (ticket := self.waiting.pop(id(wait), None)) is not None:
                 ticket.set()
 
 
 class Course:
     """One request's way through a backend. Whoever does not come to an `Answer` must `close` it."""
 
-    __slots__ = ("_backend", "flow", "step", "ticket")
+    __slots__ = ("_backend", "_flow", "step", "ticket")
 
     def __init__(self, backend: Backend, flow: Flow) -> None:
         self._backend = backend
-        self.flow = flow
+        self._flow = flow
         self.ticket: Any = None
         """With a step that waits: it is set when the turn has come."""
 
-        self.step = backend._advance(self, lambda: flow.send(None))
+        self.step: Step
         """What is to be done now."""
+
+        self.resume()
 
     def resume(self, outcome: Outcome | None = None) -> Step:
         """Go on with what came of the step."""
-        flow = self.flow
-        self.step = self._backend._advance(self, lambda: flow.send(outcome))
-        return self.step
+        with self._backend.lock:
+            return self._went(partial(self._flow.send, outcome))
 
     def give_up(self) -> Step:
-        """Go on after a wait that took until its end."""
-        if not isinstance(self.step, Wait):
-            raise TypeError(f"need a step that waits, got {self.step}")
-        self.step = self._backend._give_up(self, self.step)
-        return self.step
+        """Go on after a wait that took until its end; unless the turn came a moment ago."""
+        with self._backend.lock:
+            if self._backend.waiting.pop(id(self.step), None) is None:
+                return self._went(partial(self._flow.send, None))
+            return self._went(partial(self._flow.throw, TimeoutError()))
 
     def close(self) -> None:
         """Give back what it holds. Does nothing at its end."""
-        if not isinstance(self.step, Answer):
-            self._backend._close(self, self.step)
+        if isinstance(self.step, Answer):
+            return
+        with self._backend.lock:
+            self._backend.waiting.pop(id(self.step), None)
+            self._flow.close()
+            self._backend._woken()
+
+    def _went(self, move: Callable[[], Step]) -> Step:
+        backend = self._backend
+        try:
+            self.step = move()
+        except StopIteration as stop:
+            self.step = stop.value
+        if type(self.step) is Wait:
+            # Before anybody can be woken: a slot may become free before its carrier has begun to wait.
+            self.ticket = backend.waiting[id(self.step)] = backend.ticket()
+        if backend.waiting:
+            backend._woken()
+        return self.step

@@ -218,3 +218,44 @@ def test_a_cancellation_from_outside_is_not_taken_for_a_timeout() -> None:
     run(story)
     assert [row.status for row in seen.rows] == [None]
     assert not seen.balancer.explain()
+
+
+async def slowly(_: Scope, receive: Receive, send: Send) -> None:
+    """It answers when the whole request is there, and says how much that was."""
+    size, more = 0, True
+    while more:
+        message = await receive()
+        size, more = size + len(message["body"]), message.get("more_body", False)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"%d" % size})
+
+
+def test_a_client_that_is_slow_to_send_its_request_is_no_timeout_of_the_replica() -> None:
+    seen = Seen(slowly, read_timeout=0.1)
+
+    async def story() -> None:
+        client = Client(seen.balancer, method="POST")
+        for more in (True, True, False):
+            await asyncio.sleep(0.15)
+            client.says(type="http.request", body=b"piece", more_body=more)
+        await client.task
+        assert client.sent[1]["body"] == b"15"
+
+    run(story)
+    assert [row.status for row in seen.rows] == [200]
+
+
+def test_the_time_for_an_answer_begins_when_the_request_is_there_and_each_has_its_own() -> None:
+    seen = Seen(forever, forever, read_timeout=0.1)
+
+    async def story() -> None:
+        clients = [Client(seen.balancer, method="POST") for _ in range(3)]
+        for client in clients:
+            client.says(type="http.request", body=b"", more_body=False)
+        for client in clients:
+            await client.task
+
+    run(story)
+    assert [(row.status, row.attempts[0].outcome) for row in seen.rows] == [(504, "timeout")] * 3
+    assert all(row.attempts[0].seconds >= 0.1 for row in seen.rows)
+    assert (seen.inside(), seen.active()) == ([0, 0], [0, 0])
