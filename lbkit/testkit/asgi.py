@@ -6,12 +6,12 @@ in `lbkit.testkit.asgi_call`.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lbkit.errors import ReplicaFault
 from lbkit.testkit.asgi_call import STARTS, Call
+from lbkit.testkit.hop import Hop
 from lbkit.testkit.marks import CLIENT, MARKS, PIN, ROW, WATCH
 from lbkit.testkit.retry import Again
 from lbkit.testkit.trace import Row
@@ -32,31 +32,13 @@ class Door:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
+        self._hop = Hop(self._serve, cluster.portal)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await _live(receive, send)
-        elif self._cluster.portal.here:
-            await self._serve(scope, receive, send)
         else:
-            await self._from_elsewhere(scope, receive, send)
-
-    async def _from_elsewhere(self, scope: Scope, receive: Receive, send: Send) -> None:
-        there = asyncio.get_running_loop()
-
-        async def fetch() -> Message:
-            return await receive()
-
-        async def give(message: Message) -> None:
-            await send(message)
-
-        async def receiving() -> Message:
-            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(fetch(), there))
-
-        async def sending(message: Message) -> None:
-            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(give(message), there))
-
-        await asyncio.wrap_future(self._cluster.portal.submit(self._serve(scope, receiving, sending)))
+            await self._hop(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         cluster = self._cluster

@@ -66,7 +66,8 @@ class Cluster:
     and `policy` and `sticky` are in its words. Without one it asks the next replica when one refuses, or
     fails a request that may be repeated; a replica that has refused is left alone for a second. `check`, such
     as "/health", has the balancer ask each replica whether it may get requests. With `degraded` it is enough
-    that one replica starts.
+    that one replica starts. ASGI replicas share a loop, so that code which blocks it blocks them all; with
+    `own_loops` each has one in a thread of its own, and a request takes longer by two hops.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Cluster:
         timeout: float = 5.0,
         seed: int | None = None,
         degraded: bool = False,
+        own_loops: bool = False,
         clock: Clock = time.monotonic,
     ) -> None:
         if not timeout > 0:
@@ -101,6 +103,7 @@ class Cluster:
         self._arrangement |= {"check": check, "rng": self.rng}
         self._arrangement |= {"read_timeout": None}  # a silent replica is given up by us
         self._degraded = degraded
+        self.own_loops = own_loops
         self._checks: Lifespan | None = None
         began_at = clock()
         self.clock: Clock = lambda: clock() - began_at

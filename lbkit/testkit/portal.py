@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, TypeVar
 
 from lbkit.errors import ConfigError
@@ -49,7 +50,10 @@ class Portal:
         """Cancel what still runs, wait for it, and end the thread."""
         if self.closed:
             return
-        self.submit(self._settle()).result(PATIENCE * 2)
+        try:
+            self.submit(self._settle()).result(PATIENCE * 2)
+        except FutureTimeout:
+            return  # a blocked thread cannot be ended: it is a daemon, and ends with the process
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(PATIENCE)
         if not self._thread.is_alive():

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import threading
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from types import ModuleType
@@ -28,9 +29,11 @@ from lbkit.errors import ConfigError, ReplicaRefused, ReplicaReset, StartupError
 from lbkit.testkit.asgi import Upstream
 from lbkit.testkit.breakable import Breakable
 from lbkit.testkit.faults import Faults, Plan
+from lbkit.testkit.hop import Hop
 from lbkit.testkit.isolation import ModuleReplica
 from lbkit.testkit.origin import Made, Origin
 from lbkit.testkit.partition import Partition, Place
+from lbkit.testkit.portal import Portal
 from lbkit.testkit.spaces import Space
 from lbkit.testkit.trace import Attempt, Row
 from lbkit.testkit.watching import MemoryWatch
@@ -44,6 +47,9 @@ __all__ = ["ClusterReplica"]
 
 PATIENCE = 5.0
 """Seconds that what was cut has to end."""
+
+LAST_WORDS = 30.0
+"""Seconds that a lifespan has to shut down."""
 
 LOOK = 0.002
 """Seconds between two looks at whether it has."""
@@ -83,6 +89,7 @@ class ClusterReplica(Breakable):
         """What requests have changed in it, where it has modules of its own."""
 
         self._made: Made | None = None
+        self._portal: Portal | None = None
         self.asgi: ASGIApp
         self.wsgi: WSGIApp
         self.cluster = cluster
@@ -275,6 +282,13 @@ class ClusterReplica(Breakable):
         lifespan, self._lifespan = self._lifespan, None
         if lifespan is not None:
             lifespan.cancel()
+        self._leave_loop()
+
+    def _leave_loop(self) -> None:
+        """In a thread, for it takes as long as the loop is blocked."""
+        portal, self._portal = self._portal, None
+        if portal is not None:
+            threading.Thread(target=portal.close, name=f"lbkit-{self.name}-end", daemon=True).start()
 
     async def _kill(self) -> None:
         calls = list(self._calls)
@@ -310,6 +324,9 @@ class ClusterReplica(Breakable):
         self.cluster.mode(self.name, Mode.READY)
 
     async def _live(self, app: ASGIApp) -> None:
+        if self.cluster.own_loops:
+            self._portal = Portal(name=f"lbkit-{self.name}")
+            app = Hop(app, self._portal)
         self.asgi = app
         lifespan = Lifespan(self.name, app)
         scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}}
@@ -328,7 +345,13 @@ class ClusterReplica(Breakable):
         lifespan, self._lifespan = self._lifespan, None
         self._down(ReplicaReset(f"replica {self.name} was stopped"))
         await self._over(calls)
-        if lifespan is not None and (trouble := await lifespan.shutdown()):
+        try:
+            trouble = await asyncio.wait_for(lifespan.shutdown(), LAST_WORDS) if lifespan else None
+        except asyncio.TimeoutError:
+            trouble = f"its lifespan did not end in {LAST_WORDS:g} s"
+        finally:
+            self._leave_loop()
+        if trouble:
             raise RuntimeError(f"replica {self.name} failed to shut down: {trouble}")
 
     async def _drain(self, timeout: float) -> int:

@@ -115,6 +115,12 @@ def starlette_shop(notes: Notes) -> Starlette:
 
         return PlainTextResponse("at once", background=BackgroundTask(work))
 
+    async def block(_: Request) -> Response:
+        if "blocked" not in notes.told:
+            notes.tell("blocked")
+            notes.go.wait(20)  # as code does that is not meant for a loop
+        return PlainTextResponse("free")
+
     async def pool(request: Request) -> Response:
         return PlainTextResponse(str(id(request.state.pool)))
 
@@ -136,6 +142,7 @@ def starlette_shop(notes: Notes) -> Starlette:
             Route("/stream", stream),
             Route("/later", later),
             Route("/pool", pool),
+            Route("/block", block),
             Route("/fail", fail),
             WebSocketRoute("/room", room),
         ],

@@ -296,3 +296,24 @@ def test_a_slow_upload_is_no_silence_of_the_replica(notes: Notes) -> None:
 
         run(work())
         assert cluster.trace[0].bytes_in == 3
+
+
+def test_with_loops_of_their_own_one_that_blocks_holds_up_nobody_else(notes: Notes) -> None:
+    with Cluster(lambda: starlette_shop(notes), own_loops=True, timeout=0.1) as cluster:
+        client = cluster.client()
+        assert client.get("/block").status_code == 200  # the next replica's, for this one waits for a thread
+        assert [str(attempt) for attempt in cluster.trace[0].attempts] == [
+            "web1 timeout (zombie)",
+            "web2 200",
+        ]
+        assert [client.get("/").status_code for _ in range(2)] == [200, 200]
+        cluster["web1"].kill()
+        assert client.get("/").status_code == 200
+        notes.go.set()
+        cluster["web1"].start()
+        with client.on("web1"):
+            assert client.get("/").json()["hits"] == 1
+            assert client.get("/pool").status_code == 200
+        with client.ws("/room", replica="web1") as socket:
+            socket.send_text("tea")
+            assert socket.receive_text() == "echo tea"
