@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from benchmarks.spread import PICTURE, picture
-from lbkit.balancer.exchange import Request
+from lbkit.balancer.exchange import Attempt, Request
 from lbkit.balancer.explain import decide
 from lbkit.balancer.profile import PROFILES, Place, profile_named
 from lbkit.cli import main
@@ -67,6 +67,26 @@ def test_the_dice_of_a_profile_are_those_that_it_is_given() -> None:
         ("caddy@2.6", [Place(name="web1", weight=3)], "", "has no weights"),
         ("traefik@3", PLACES, "fair", "need a strategy of Traefik .*'fair'"),
         ("traefik@3", [Place(name="web1", backup=True)], "", "has no backups"),
+        ("envoy", [Place(name="web1", max_conns=3)], "", "envoy has no max_conns: need max_conns=0"),
+        ("haproxy@2.6", [Place(name="web1", max_fails=3)], "", "has no max_fails"),
+        ("nginx", [Place(name="web1", slow_start=3.0)], "", "nginx has no slow_start"),
+        ("nginx", [Place(name="web1", backup=True)], "", "at least one server that is not a backup"),
+        (
+            "nginx",
+            [PLACES[0], Place(name="web2", backup=True)],
+            "ip_hash",
+            "need a method that takes backups",
+        ),
+        ("nginx", [Place(name="web1", weight=60_000)], "hash $uri consistent", "at most 50000 for a ring"),
+        (
+            "caddy@2.6",
+            [PLACES[0], Place(name="web2", max_fails=2)],
+            "",
+            "need one max_fails for the whole pool",
+        ),
+        ("caddy@2.6", PLACES, "header", "need the name that header looks at"),
+        ("haproxy@2.6", PLACES, "uri; hash-type md5", "need a hash-type of HAProxy .*'md5'"),
+        ("haproxy@2.6", PLACES, "uri len many", "need a whole number after 'len'"),
         ("plain", PLACES, "fair", "need a policy .round_robin, .*'fair'"),
     ],
 )
@@ -75,6 +95,22 @@ def test_what_the_real_balancer_does_not_have_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         profile_named(name).model(places, policy=policy)
+
+
+@pytest.mark.parametrize("rule", ["max_conns", "max_fails", "fail_timeout", "slow_start"])
+def test_a_limit_that_is_none_is_refused(rule: str) -> None:
+    with pytest.raises(ConfigError, match=f"need {rule} >= 0, got {rule}=-1 for web1"):
+        Place(name="web1", **{rule: -1})  # type: ignore[arg-type]
+
+
+def test_a_profile_says_how_close_to_the_real_one_it_is() -> None:
+    assert repr(profile_named("haproxy@2.6")) == "<Profile haproxy@2.6: exact, for one thread group>"
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_every_policy_has_a_rule_that_people_can_read(name: str) -> None:
+    profile = profile_named(name)
+    assert all(profile.rule(filled(policy)) == rule for policy, rule in profile.rules.items())
 
 
 @pytest.mark.parametrize("weight", [0, -1, 65536])
@@ -92,9 +128,9 @@ def test_a_hundred_thousand_replicas_under_a_linear_policy_have_to_be_asked_for(
     places = [Place(name=f"web{number}") for number in range(100_000)]
     with pytest.raises(ConfigError, match="looks at every one of them"):
         profile_named("nginx").model(places)
-    assert decide(profile_named("plain").model(places), Request()).replica == "web0"
+    assert next(profile_named("plain").model(places).serve(Request(), now=0.5)) == Attempt("web0")
     model = profile_named("nginx").model(places, allow_linear=True)
-    assert decide(model, Request()).replica == "web0"
+    assert next(model.serve(Request(), now=0.5)) == Attempt("web0")
 
 
 def test_backups_wait_until_no_other_replica_is_usable() -> None:

@@ -20,6 +20,9 @@ PUBLIC = {
         "Dispatch", "KeyedPolicy", "Mode", "Policy", "Pool", "Replica", "ReplicaState", "RequestKey",
         "RoundRobin", "SourceAddress", "Tried",
     },
+    "lbkit.balancer.routes": {"Route", "Routes"},
+    "lbkit.balancer.decision": {"Decision", "pick", "release"},
+    "lbkit.balancer.check": {"CheckRules", "Health"},
     "lbkit.asgi": {
         "Balancer", "DrainMiddleware", "ForwardedMiddleware", "HealthMiddleware",
         "RoutedBalancer", "SessionMiddleware",

@@ -1,6 +1,7 @@
 """The mini balancer's decisions: replicas, pools and policies.
 
-The carriers are `lbkit.asgi.Balancer` and `lbkit.wsgi.Balancer`.
+The carriers are `lbkit.asgi.Balancer` and `lbkit.wsgi.Balancer`. `lbkit.balancer.profile` has the balancers
+that lbkit decides like, `lbkit.balancer.decision` one decision at a time, `lbkit.balancer.routes` the routes.
 """
 
 from lbkit.balancer.dispatch import Dispatch, Tried

@@ -1,4 +1,4 @@
-"""The servers of an HAProxy backend: who may be asked, and what operators, checks, agents and time do to them.
+"""The servers of an HAProxy backend: who may be asked, and what operators, checks, agents and time do here.
 
 Sources: src/server.c, src/check.c and src/backend.c of 2.6.
 """

@@ -36,12 +36,15 @@ from lbkit.errors import ConfigError
 
 __all__ = ["PROFILES", "Options", "Profile", "profile_named"]
 
+PLACEHOLDERS = ("KEY", "NAME", "HEADER", "N", "PERCENT")
 LINEAR_LIMIT = 10_000
 """Above it, a pick that looks at every replica takes longer than most requests."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Profile:
+    """A balancer that lbkit decides like: what it has, and how close to it that is."""
+
     name: str
     equivalence: str
     """How close to the real one: what must be known beside the configuration for the picks to be the same."""
@@ -69,11 +72,10 @@ class Profile:
 
     def rule(self, policy: str) -> str:
         """Whom that policy picks, for people who ask why it was not another one."""
-        word = _first_word(policy or self.policies[0])
-        consistent = "consistent" in policy.split()
-        known = [each for each in self.rules if _first_word(each) == word]
-        chosen = [each for each in known if consistent is ("consistent" in each)] or known
-        return self.rules[chosen[-1]] if chosen else policy
+        policy = policy or self.policies[0]
+        fitting = [each for each in self.rules if _fits(each, policy)]
+        alike = [each for each in self.rules if _first_word(each) == _first_word(policy)]
+        return self.rules[(fitting or alike)[0]] if fitting or alike else policy
 
     def model(
         self,
@@ -116,7 +118,19 @@ def _first_word(policy: str) -> str:
     return policy.partition(" ")[0].partition("(")[0].rstrip(";")
 
 
+def _fits(pattern: str, policy: str) -> bool:
+    """Is it that policy, with something else for the words in capitals?"""
+    wanted, given = pattern.split(), policy.split()
+    if len(wanted) != len(given):
+        return False
+    heads = (
+        (one.partition("(")[0], other.partition("(")[0]) for one, other in zip(wanted, given, strict=True)
+    )
+    return all(one == other or (one in PLACEHOLDERS and at > 0) for at, (one, other) in enumerate(heads))
+
+
 def profile_named(name: str) -> Profile:
+    """The profile of that name. Raises ConfigError with the known ones."""
     if name not in PROFILES:
         raise ConfigError(f"need a profile ({', '.join(PROFILES)}), got {name!r}")
     return PROFILES[name]
