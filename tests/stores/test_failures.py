@@ -12,11 +12,17 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from lbkit.errors import ConfigError, StoreUnavailable
 from lbkit.sessions.store import Delta, Result, SyncStore
@@ -24,7 +30,7 @@ from lbkit.stores import astore_from, store_from
 from lbkit.stores.location import parse
 from lbkit.stores.redis import AsyncRedisStore, RedisStore
 from lbkit.stores.wire import fits
-from tests.redis_servers import Cluster, Sentinels, Server, server, until
+from tests.redis_servers import Cluster, Sentinels, Server, free_ports, server, until
 from tests.stores.contract import HOUR, Driven, begun, fresh, held
 
 
@@ -485,3 +491,40 @@ def test_a_timeout_is_more_than_nothing() -> None:
             store_from("redis://cache", timeout=timeout)
         with pytest.raises(ConfigError, match="timeout"):
             astore_from("redis://cache", timeout=timeout)
+
+
+# -- TLS -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that it signs itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(timezone.utc)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+    signed = builder.add_extension(address, critical=False).sign(key, hashes.SHA256())
+    paths = tmp_path / "cert.pem", tmp_path / "key.pem"
+    paths[0].write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    private = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    paths[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, *private))
+    return paths
+
+
+@pytest.mark.parametrize("way", BOTH)
+def test_rediss_is_tls_with_a_certificate_that_is_checked(
+    certificate: tuple[Path, Path], tmp_path: Path, way: str, loop: asyncio.AbstractEventLoop
+) -> None:
+    (port,) = free_ports(1)
+    tls = f"--tls-port {port} --tls-cert-file {certificate[0]} --tls-key-file {certificate[1]}"
+    with server(tmp_path / "redis", *tls.split(), "--tls-auth-clients", "no"):
+        url = f"rediss://127.0.0.1:{port}/0"
+        trusting = opened(way, f"{url}?ssl_ca_certs={certificate[0]}", loop)
+        assert held(trusting, begun(trusting, a=b"1")) == {b"a": b"1"}
+        trusting.close()
+        doubting = opened(way, url, loop)
+        with pytest.raises(StoreUnavailable, match="certificate"):
+            doubting.load(fresh())
+        doubting.close()
