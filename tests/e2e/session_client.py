@@ -29,7 +29,7 @@ __all__ = ["LAG", "Client", "Weather"]
 
 LAG = 1.0
 ABSENT = None
-PAUSE = 0.05
+PAUSE = 0.1
 """After a 503, as Retry-After asks, only shorter."""
 
 

@@ -30,6 +30,7 @@ class Storm:
 
     def __init__(self, url: str, *, requests: int, seed: int = 7) -> None:
         self.requests = requests
+        self.passed = False
         replicas = {f"web{number}": shop(url) for number in range(1, REPLICAS + 1)}
         sessions = [replica.state.sessions for replica in replicas.values()]
         self.weather = Weather(lambda: sum(each.counts.get("lost_late", 0) for each in sessions))
@@ -46,6 +47,7 @@ class Storm:
         for number, event in enumerate(events, start=1):
             await self._until(lambda number=number: self.done >= number * share)
             await event()
+        self.passed = True
         await asyncio.gather(*work)
         self.weather.calm = True
         for client in self.clients:
@@ -71,7 +73,7 @@ class Storm:
         self.weather.calm = True
 
     async def _work(self, client: Client) -> None:
-        while self.done < self.requests:
+        while self.done < self.requests or not self.passed:
             await client.act()
             await asyncio.sleep(0)
 
