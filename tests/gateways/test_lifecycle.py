@@ -338,7 +338,7 @@ def test_a_replica_that_is_not_well_after_its_restart_stops_the_rolling_restart(
         sites[0].health = (503, "no")
 
     with live.running(balancer):
-        until(lambda: not balancer.explain())
+        until(lambda: all(site.checks for site in sites) and not balancer.explain())
         balancer.maintain = break_it
         with pytest.raises(StartupError, match=r"it has not passed its checks within 0\.3 s"):
             live.roll(balancer, timeout=0.3)
