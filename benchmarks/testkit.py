@@ -50,6 +50,7 @@ def core(cluster: Cluster) -> Batch:
             attempt.status = row.status = 200
             row.first_byte_at = row.last_byte_at = row.done_at = attempt.ended_at = clock()
             pool.release(state)
+        trace.clear()
 
     return calls
 
@@ -162,9 +163,14 @@ def over(kit: Kit) -> Batch:
 
 
 def core_comparison(rounds: int) -> Comparison:
+    loop = asyncio.new_event_loop()
+    direct = asgi_calls(loop, asgi_app, scopes(repeat({})))
     with Cluster([asgi_app] * 3) as cluster:
-        direct = on_its_loop(cluster, asgi_app)
-        return compare({"a direct ASGI call": direct, "round robin and trace": core(cluster)}, rounds=rounds)
+        result = compare(
+            {"a direct ASGI call": direct, "round robin and trace": core(cluster)}, rounds=rounds
+        )
+    loop.close()
+    return result
 
 
 def hop_comparison(rounds: int) -> Comparison:
