@@ -28,12 +28,14 @@ from starlette.routing import Route
 from lbkit.asgi import SessionMiddleware as ASGISessionMiddleware
 from lbkit.asgi import Sessions as ASGISessions
 from lbkit.sessions import SessionOptions
+from lbkit.stores import astore_from, store_from
 from lbkit.wsgi import SessionMiddleware as WSGISessionMiddleware
 from lbkit.wsgi import Sessions as WSGISessions
 from lbkit_flask import RedisSessionInterface
 from lbkit_flask.sessions import Sessions as FlaskSessions
 
 KEYS = ["k" * 32]
+PATIENCE = 5.0
 NAME = "__Host-sid"
 
 View = Generator[None, None, str]
@@ -253,6 +255,8 @@ class Site:
 
 
 class WSGISite(Site):
+    store = staticmethod(store_from)
+
     def __init__(self, store: object, options: SessionOptions | None, clock: Any) -> None:
         self.sessions = self.make(store, options, clock)
         self.app = self.build()
@@ -333,6 +337,7 @@ class ASGISite(Site):
     """Its event loop runs in a thread, so that a view can wait for other requests."""
 
     load: Any = "cookie"
+    store = staticmethod(astore_from)
 
     def __init__(self, store: object, options: SessionOptions | None, clock: Any) -> None:
         self.loop = asyncio.new_event_loop()
@@ -442,8 +447,12 @@ SITES: dict[str, type[Any]] = {
 
 
 @contextmanager
-def site(name: str, store: object, *, options: SessionOptions | None = None, **clock: Any) -> Iterator[Any]:
-    made = SITES[name](store, options, clock)
+def site(
+    name: str, url: str, *, options: SessionOptions | None = None, patient: bool = True, **clock: Any
+) -> Iterator[Any]:
+    """`patient`: not in a hurry, as tests are on a busy machine."""
+    kind = SITES[name]
+    made = kind(kind.store(url, timeout=PATIENCE) if patient else url, options, clock)
     try:
         yield made
     finally:

@@ -24,13 +24,13 @@ from lbkit.sessions.store import ROOT
 from lbkit.stores import MemoryStore, astore_from, store_from
 from lbkit.wsgi import Sessions
 from tests.redis_servers import Server
-from tests.sessions.sites import KEYS, NAME
+from tests.sessions.sites import KEYS, NAME, PATIENCE
 
 
 @pytest.fixture(params=["memory://", "redis"])
 def store(request: pytest.FixtureRequest) -> Iterator[Any]:
-    url = request.param
-    made = store_from(request.getfixturevalue("redis_url") if url == "redis" else url)
+    url = request.getfixturevalue("redis_url") if request.param == "redis" else "memory://"
+    made = store_from(url, timeout=PATIENCE)
     yield made
     made.close()
 
@@ -322,7 +322,7 @@ def drive(store: Any, test: Callable[[ASGISessions], Any]) -> None:
 
 
 def test_asgi_must_load_where_there_is_something_to_wait_for(redis_url: str) -> None:
-    environ = begun(Sessions(redis_url, secret_keys=KEYS), n=1)
+    environ = begun(Sessions(store_from(redis_url, timeout=PATIENCE), secret_keys=KEYS), n=1)
 
     async def test(sessions: ASGISessions) -> None:
         fresh = sessions.open(scope_of({}))
@@ -340,7 +340,7 @@ def test_asgi_must_load_where_there_is_something_to_wait_for(redis_url: str) -> 
         await session.reload()
         assert session["n"] == 2
 
-    drive(redis_url, test)
+    drive(astore_from(redis_url, timeout=PATIENCE), test)
 
 
 @pytest.mark.parametrize("login", [False, True])
@@ -349,12 +349,13 @@ def test_a_client_that_leaves_does_not_undo_what_is_being_kept(
     redis_server: Server, redis_url: str, client: bool, login: bool
 ) -> None:
     """Redis is held until the request has been cancelled, and does what it was asked all the same."""
-    blocking = Sessions(redis_url, secret_keys=KEYS)
+    blocking = Sessions(store_from(redis_url, timeout=PATIENCE), secret_keys=KEYS)
     environ = begun(blocking, n=1)
 
     async def test() -> None:
         library = redis.asyncio.Redis.from_url(redis_url)
-        sessions = ASGISessions(library if client else redis_url, secret_keys=KEYS)
+        store = library if client else astore_from(redis_url, timeout=PATIENCE)
+        sessions = ASGISessions(store, secret_keys=KEYS)
         session = await sessions.open(scope_of(environ)).load()
         session["n"] = 2
         if login:
@@ -379,11 +380,12 @@ def test_a_client_that_leaves_does_not_undo_what_is_being_kept(
 
 
 def test_a_commit_that_hangs_is_cut_at_the_deadline(redis_url: str) -> None:
-    environ = begun(Sessions(redis_url, secret_keys=KEYS), n=1)
+    environ = begun(Sessions(store_from(redis_url, timeout=PATIENCE), secret_keys=KEYS), n=1)
 
     async def main() -> None:
         options = SessionOptions(commit_deadline=0.05)
-        sessions = ASGISessions(redis_url, secret_keys=KEYS, options=options)
+        store = astore_from(redis_url, timeout=PATIENCE)
+        sessions = ASGISessions(store, secret_keys=KEYS, options=options)
         session = await sessions.open(scope_of(environ)).load()
 
         async def never(*_: Any) -> Any:

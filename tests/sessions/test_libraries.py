@@ -26,8 +26,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route
 
 from lbkit.asgi import SessionMiddleware
+from lbkit.stores import astore_from, store_from
 from lbkit_flask import RedisSessionInterface
-from tests.sessions.sites import KEYS, NAME
+from tests.sessions.sites import KEYS, NAME, PATIENCE
 
 HTTPS = "https://localhost"
 FORM = "<input name='csrf_token' value='{{ csrf_token() }}'>"
@@ -42,7 +43,7 @@ class User(UserMixin):
 def flask_app(redis_url: str) -> Flask:
     app = Flask("shop")
     app.secret_key = "for Flask-WTF and Flask-Login"
-    app.session_interface = RedisSessionInterface(redis_url, secret_keys=KEYS)
+    app.session_interface = RedisSessionInterface(store_from(redis_url, timeout=PATIENCE), secret_keys=KEYS)
     return app
 
 
@@ -238,7 +239,9 @@ def test_authlib_finds_its_state_again_in_starlette(redis_url: str, provider: di
         token = await oauth.idp.authorize_access_token(request)
         return JSONResponse({"token": token["access_token"], "left": sorted(request.session)})
 
-    middleware = [Middleware(SessionMiddleware, store=redis_url, secret_keys=KEYS)]
+    middleware = [
+        Middleware(SessionMiddleware, store=astore_from(redis_url, timeout=PATIENCE), secret_keys=KEYS)
+    ]
     app = Starlette(routes=[Route("/login", login), Route("/callback", callback)], middleware=middleware)
 
     async def visit() -> Any:
@@ -276,7 +279,7 @@ async def clear(request: Request) -> Any:
 def test_an_app_of_starlettes_middleware_runs_with_ours_in_its_place(redis_url: str) -> None:
     routes = [Route("/add", add), Route("/show", show), Route("/clear", clear)]
     app = Starlette(routes=routes)
-    app.add_middleware(SessionMiddleware, store=redis_url, secret_keys=KEYS)
+    app.add_middleware(SessionMiddleware, store=astore_from(redis_url, timeout=PATIENCE), secret_keys=KEYS)
 
     async def visit() -> list[Any]:
         async with httpx.AsyncClient(

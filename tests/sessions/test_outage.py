@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,10 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+hasty = partial(site, patient=False)
+"""With the timeouts that users have."""
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +52,7 @@ def test_only_who_uses_the_session_is_told_and_nobody_is_logged_out(
     gateway: str, redis_server: Server
 ) -> None:
     clock = Clock()
-    with site(gateway, redis_server.url, clock=clock) as shop:
+    with hasty(gateway, redis_server.url, clock=clock) as shop:
         browser = Browser(shop)
         browser.get("/login")
         before = dict(browser.jar)
@@ -72,7 +77,7 @@ def test_only_who_uses_the_session_is_told_and_nobody_is_logged_out(
 def test_a_redis_that_hangs_costs_each_of_three_a_quarter_of_a_second_and_the_others_nothing(
     gateway: str, redis_server: Server
 ) -> None:
-    with site(gateway, redis_server.url, clock=Clock()) as shop:
+    with hasty(gateway, redis_server.url, clock=Clock()) as shop:
         browser = Browser(shop)
         browser.get("/write")
         redis_server.hold()
@@ -89,7 +94,7 @@ def test_a_redis_that_hangs_costs_each_of_three_a_quarter_of_a_second_and_the_ot
 def test_a_commit_that_fails_is_503_for_the_view_has_promised_what_is_not_kept(
     gateway: str, redis_server: Server
 ) -> None:
-    with site(gateway, redis_server.url, clock=Clock()) as shop:
+    with hasty(gateway, redis_server.url, clock=Clock()) as shop:
         browser = Browser(shop)
         browser.get("/write?v=kept")
         reply = browser.get("/write?v=lost", meanwhile=redis_server.kill)
@@ -102,7 +107,7 @@ def test_a_commit_that_fails_is_503_for_the_view_has_promised_what_is_not_kept(
 def test_a_commit_that_fails_may_be_a_line_in_the_log(
     gateway: str, redis_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with site(gateway, redis_server.url, options=SessionOptions(commit_errors="log"), clock=Clock()) as shop:
+    with hasty(gateway, redis_server.url, options=SessionOptions(commit_errors="log"), clock=Clock()) as shop:
         browser = Browser(shop)
         browser.get("/write?v=kept")
         reply = browser.get("/write?v=lost", meanwhile=redis_server.kill)
@@ -115,7 +120,7 @@ def test_anonymous_goes_on_with_an_empty_session_that_keeps_nothing(
     gateway: str, redis_server: Server
 ) -> None:
     options = SessionOptions(on_unavailable="anonymous")
-    with site(gateway, redis_server.url, options=options, clock=Clock()) as shop:
+    with hasty(gateway, redis_server.url, options=options, clock=Clock()) as shop:
         browser = Browser(shop)
         browser.get("/login")
         before = dict(browser.jar)
@@ -131,7 +136,7 @@ def test_anonymous_goes_on_with_an_empty_session_that_keeps_nothing(
 
 def test_raise_lets_the_app_decide(gateway: str, redis_server: Server) -> None:
     options = SessionOptions(on_unavailable="raise")
-    with site(gateway, redis_server.url, options=options, clock=Clock()) as shop:
+    with hasty(gateway, redis_server.url, options=options, clock=Clock()) as shop:
         browser = Browser(shop)
         browser.get("/write")
         redis_server.kill()
@@ -141,7 +146,7 @@ def test_raise_lets_the_app_decide(gateway: str, redis_server: Server) -> None:
 
 
 def test_a_full_redis_refuses_what_is_new_and_still_reads(gateway: str, redis_server: Server) -> None:
-    with site(gateway, redis_server.url, clock=Clock()) as shop, redis_server.client() as client:
+    with hasty(gateway, redis_server.url, clock=Clock()) as shop, redis_server.client() as client:
         browser = Browser(shop)
         browser.get("/write?v=7")
         client.config_set("maxmemory-policy", "noeviction")
@@ -155,7 +160,7 @@ def test_a_full_redis_refuses_what_is_new_and_still_reads(gateway: str, redis_se
 def test_a_late_write_that_fails_is_a_line_in_the_log(
     gateway: str, redis_server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with site(gateway, redis_server.url, clock=Clock()) as shop:
+    with hasty(gateway, redis_server.url, clock=Clock()) as shop:
         browser = Browser(shop)
         browser.get("/write")
         redis_server.kill()
