@@ -41,6 +41,7 @@ PUBLIC = {
         "crash", "drip", "error", "flap", "hang", "refuse", "reset", "slow", "unready",
     },
     "lbkit.sessions": {"SessionEntry", "SessionOptions"},
+    "lbkit.stores": {"AsyncMemoryStore", "MemoryStore", "astore_from", "store_from"},
     "lbkit_flask": {"LBKit", "RedisSessionInterface"},
     "lbkit_starlette": {"LBKit", "session"},
     "lbkit_fastapi": {"LBKit", "session"},
@@ -65,7 +66,9 @@ def test_the_two_gateways_promise_the_same_names() -> None:
     assert PUBLIC["lbkit.asgi"] == PUBLIC["lbkit.wsgi"]
 
 
-@pytest.mark.parametrize("module", ["lbkit", "lbkit.asgi", "lbkit.wsgi", "lbkit.sessions", "lbkit.testkit"])
+@pytest.mark.parametrize(
+    "module", ["lbkit", "lbkit.asgi", "lbkit.wsgi", "lbkit.sessions", "lbkit.stores", "lbkit.testkit"]
+)
 def test_importing_the_library_imports_no_framework(module: str) -> None:
     frameworks = (
         "{'flask','werkzeug','starlette','fastapi','redis','click','uvicorn','httpx','prometheus_client'}"

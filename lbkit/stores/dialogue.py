@@ -24,7 +24,19 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 from lbkit.errors import ConfigError, StoreUnavailable
 from lbkit.sessions.store import Committed, Delta, Entry, Fields, Result, refuse_endless
 
-__all__ = ["Broken", "Call", "Command", "Dialogue", "Flow", "NoScript", "WrongType", "arun", "refused", "run"]
+__all__ = [
+    "Broken",
+    "Call",
+    "Command",
+    "Dialogue",
+    "Flow",
+    "NoScript",
+    "WrongType",
+    "arun",
+    "refused",
+    "run",
+    "scanned",
+]
 
 log = logging.getLogger("lbkit.sessions")
 
@@ -109,6 +121,19 @@ def _sent(call: Call) -> Flow[Any]:
         if not call.repeatable:
             raise
         return (yield call)
+
+
+def scanned(pattern: str, limit: int) -> Flow[list[bytes]]:
+    """The names of keys on one server, `limit` at most. A cluster has several, and redis-py's `scan_iter`."""
+    names: dict[bytes, None] = {}  # SCAN may name a key twice
+    cursor: bytes | int = 0
+    while len(names) < limit:
+        call = Call((("SCAN", cursor, "MATCH", pattern, "COUNT", 1000),), repeatable=True)
+        cursor, some = yield from _sent(call)
+        names |= dict.fromkeys(some)
+        if cursor == b"0":
+            break
+    return list(names)[:limit]
 
 
 class Script(NamedTuple):

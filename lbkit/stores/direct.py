@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lbkit.errors import StoreUnavailable
-from lbkit.stores.dialogue import Broken, Call, Command, refused
+from lbkit.stores.dialogue import Broken, Call, Command, refused, run, scanned
 from lbkit.stores.location import Location
 from lbkit.stores.wire import PROTOCOL_3, failure, greeting, hiredis, keep_alive
 
@@ -47,14 +47,7 @@ class Direct:
         return reply
 
     def scan(self, pattern: str, limit: int) -> list[bytes]:
-        names: dict[bytes, None] = {}  # SCAN may name a key twice
-        cursor: bytes | int = 0
-        while len(names) < limit:
-            cursor, some = self.ask(Call((("SCAN", cursor, "MATCH", pattern, "COUNT", 1000),)))
-            names |= dict.fromkeys(some)
-            if cursor == b"0":
-                break
-        return list(names)[:limit]
+        return run(scanned(pattern, limit), self.ask)
 
     def close(self) -> None:
         while self._idle:

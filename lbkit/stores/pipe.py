@@ -14,7 +14,7 @@ from collections.abc import Awaitable
 from typing import Any
 
 from lbkit.errors import StoreUnavailable
-from lbkit.stores.dialogue import Broken, Call, refused
+from lbkit.stores.dialogue import Broken, Call, arun, refused, scanned
 from lbkit.stores.location import Location
 from lbkit.stores.wire import PROTOCOL_3, failure, greeting, hiredis, keep_alive
 
@@ -40,14 +40,7 @@ class Pipe:
         return await (await self._opened()).send(call.commands)
 
     async def scan(self, pattern: str, limit: int) -> list[bytes]:
-        names: dict[bytes, None] = {}  # SCAN may name a key twice
-        cursor: bytes | int = 0
-        while len(names) < limit:
-            cursor, some = await self.ask(Call((("SCAN", cursor, "MATCH", pattern, "COUNT", 1000),)))
-            names |= dict.fromkeys(some)
-            if cursor == b"0":
-                break
-        return list(names)[:limit]
+        return await arun(scanned(pattern, limit), self.ask)
 
     async def close(self) -> None:
         if self._opening is not None:

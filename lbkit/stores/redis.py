@@ -1,25 +1,25 @@
-"""Sessions in Redis, through redis-py: one server, what Sentinel names, a cluster, or a client of the app's.
+"""Sessions in Redis: on one server, where Sentinel says, in a cluster, or through a client of the app's.
 
-Nothing is inherited from the defaults of redis-py, by which a hung server holds a request for 5 to 59
-seconds: `timeout` bounds the connecting and each answer, in seconds, and a command is sent a second time only
-if the connection broke and nothing can come of it. A client that the app brings keeps its own timeouts and
-retries.
+A single server is asked over connections of our own where that can be (`wire.fits`), all else through
+redis-py. Nothing is inherited from its defaults, by which a hung server holds a request for 5 to 59 seconds:
+`timeout` bounds the connecting and each answer, in seconds, and a command is sent a second time only if the
+connection broke and nothing can come of it. A client that the app brings keeps its own timeouts and retries.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from itertools import islice
 from threading import Lock
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 from urllib.parse import urlencode
-from weakref import WeakKeyDictionary
 
 from lbkit.errors import ConfigError, MissingExtra, StoreUnavailable
 from lbkit.sessions.store import Committed, Delta, Entry, Fields
 from lbkit.stores import location
+from lbkit.stores.carriers import Carriers
 from lbkit.stores.dialogue import Broken, Call, Dialogue, NoScript, WrongType, arun, refused, run
 from lbkit.stores.direct import Direct
 from lbkit.stores.location import Location
@@ -116,7 +116,7 @@ class AsyncRedisStore:
     def __init__(self, where: Any, *, prefix: str = "lbkit:", timeout: float = 0.25) -> None:
         self.dialogue = Dialogue(prefix=prefix)
         self.name, make, self.detached = _awaiting(where, timeout)
-        self._carriers = Carriers(make)
+        self._carriers: Carriers[Awaiting | Pipe] = Carriers(make)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, prefix={self.dialogue.prefix!r})"
@@ -247,48 +247,6 @@ class Awaiting:
         if self._own:
             for each in (self._client, *self._sentinels):
                 await each.aclose()
-
-
-class Carriers:
-    """One carrier for each event loop: connections cannot leave theirs. Each is closed before its loop is."""
-
-    def __init__(self, make: Callable[[], Awaiting | Pipe]) -> None:
-        self._make = make
-        self._of: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Any, AsyncGenerator[None, None]]]
-        self._of = WeakKeyDictionary()
-        self._latest: tuple[asyncio.AbstractEventLoop | None, Any] = None, None
-
-    def known(self) -> Awaiting | Pipe | None:
-        """The carrier of this loop, if it has one already."""
-        loop = asyncio.get_running_loop()
-        latest, carrier = self._latest
-        if loop is not latest:
-            carrier, _ = self._of.get(loop, (None, None))
-        return cast("Awaiting | Pipe | None", carrier)
-
-    async def here(self) -> Awaiting | Pipe:
-        loop = asyncio.get_running_loop()
-        if (known := self.known()) is not None:
-            return known
-        carrier = self._make()
-        tether = self._tether(loop, carrier)
-        self._of[loop] = carrier, tether
-        self._latest = loop, carrier
-        await anext(tether)
-        return carrier
-
-    async def close(self) -> None:
-        if (found := self._of.get(asyncio.get_running_loop())) is not None:
-            await found[1].aclose()
-
-    async def _tether(self, loop: asyncio.AbstractEventLoop, carrier: Any) -> AsyncGenerator[None, None]:
-        """A loop that ends closes the generators begun in it: whoever forgets us leaves no socket open."""
-        try:
-            yield
-        finally:
-            self._of.pop(loop, None)
-            self._latest = None, None
-            await carrier.close()
 
 
 def _blocking(where: Any, timeout: float) -> Blocking | Direct:
