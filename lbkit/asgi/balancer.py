@@ -1,4 +1,4 @@
-"""The mini balancer as an ASGI app: one door, several in-process replicas behind it.
+"""The mini balancer as an ASGI app: one door, several replicas behind it.
 
 It hands messages on and never collects them, so bodies stream both ways. A disconnect and a
 cancellation reach the replica as the server raised them; a background task runs inside the
@@ -10,6 +10,8 @@ the replica                                 the client gets
 raises, or returns, before it answers       502 (a websocket: 502 or 403, as the server can)
 raises in the middle of its answer          a cut answer: the error goes on to the server
 ==========================================  ==================================================
+
+Under a profile `lbkit.asgi.passage` carries the request, and the model of that product decides.
 """
 
 from __future__ import annotations
@@ -49,12 +51,20 @@ logger = logging.getLogger("lbkit.balancer")
 class Balancer(Operated[Carrier]):
     """Dispatches each request to one of several replicas of an app, ASGI or WSGI.
 
-    `apps` is a sequence (the replicas are then web1, web2, ...) or a mapping from names to apps;
-    `[app] * 3` is one object three times over, and such replicas share all their memory.
+    `apps` is a sequence (the replicas are then web1, web2, ...) or a mapping from names to apps, URLs and
+    children; `[app] * 3` is one object three times over, and such replicas share all their memory.
     `replica_header` is the response header that names the replica, None for none. `on_dispatch` is
     called at the end of each request and must not raise. With `sticky` a client stays with the replica that
     it landed on: the balancer issues and honours the signed cookie. A replica sees the client's own address
     in `scope["client"]`, and X-Forwarded-For, -Proto and -Host as a real balancer adds them.
+
+    With a `profile` it decides as that product does: `policy`, `retry` and the cookie named `sticky` are
+    in its words, `weights`, `backups` and `max_conns` (requests inside, 0: no limit) are by name. A
+    profile may also be a model of your own, such as `lbkit.balancer.nginx.Nginx([...])`. `read_timeout`:
+    seconds until an answer has to begin, once the request is there. `check`: the path, or the rules, by
+    which replicas are asked whether they are well, while the lifespan lasts. `slow_start`: seconds in
+    which one that comes back gets its weight. `rng` rolls the dice, where the product does. Raises
+    ConfigError for what that product does not have.
     """
 
     def __init__(
