@@ -59,12 +59,13 @@ class Balancer(Operated[Carrier]):
     in `scope["client"]`, and X-Forwarded-For, -Proto and -Host as a real balancer adds them.
 
     With a `profile` it decides as that product does: `policy`, `retry` and the cookie named `sticky` are
-    in its words, `weights`, `backups` and `max_conns` (requests inside, 0: no limit) are by name. A
-    profile may also be a model of your own, such as `lbkit.balancer.nginx.Nginx([...])`. `read_timeout`:
-    seconds until an answer has to begin, once the request is there. `check`: the path, or the rules, by
-    which replicas are asked whether they are well, while the lifespan lasts. `slow_start`: seconds in
-    which one that comes back gets its weight. `rng` rolls the dice, where the product does. Raises
-    ConfigError for what that product does not have.
+    in its words, `weights`, `backups` and `max_conns` (requests inside, 0: no limit) are by name;
+    `max_fails` and `fail_timeout` (seconds) take out a replica that fails its requests. A profile may
+    also be a model of your own, such as `lbkit.balancer.nginx.Nginx([...])`. `read_timeout`: seconds
+    until an answer has to begin, once the request is there. `check`: the path, or the rules, by which
+    replicas are asked whether they are well, while the lifespan lasts. `slow_start`: seconds in which one
+    that comes back gets its weight. `rng` rolls the dice, where the product does. Raises ConfigError for
+    what that product does not have.
     """
 
     def __init__(
@@ -76,6 +77,8 @@ class Balancer(Operated[Carrier]):
         weights: Mapping[str, int] | None = None,
         backups: Iterable[str] = (),
         max_conns: int | Mapping[str, int] = 0,
+        max_fails: int | None = None,
+        fail_timeout: float | None = None,
         retry: str = "",
         read_timeout: float | None = 60.0,
         check: str | CheckRules | None = None,
@@ -96,6 +99,8 @@ class Balancer(Operated[Carrier]):
             weights=weights,
             backups=backups,
             max_conns=max_conns,
+            max_fails=max_fails,
+            fail_timeout=fail_timeout,
             retry=retry,
             slow_start=slow_start,
             sticky=sticky,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from random import Random
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from lbkit.balancer.check import CheckRules
 from lbkit.balancer.dispatch import Dispatch
@@ -29,6 +29,8 @@ class Arrangement(TypedDict, total=False):
     weights: Mapping[str, int] | None
     backups: Iterable[str]
     max_conns: int | Mapping[str, int]
+    max_fails: int | None
+    fail_timeout: float | None
     retry: str
     read_timeout: float | None
     check: str | CheckRules | None
@@ -50,6 +52,8 @@ def arranged(
     weights: Mapping[str, int] | None,
     backups: Iterable[str],
     max_conns: int | Mapping[str, int],
+    max_fails: int | None,
+    fail_timeout: float | None,
     retry: str,
     slow_start: float,
     sticky: str | Sticky | None,
@@ -70,17 +74,18 @@ def arranged(
         "slow_start": slow_start,
         "sticky": sticky if isinstance(sticky, str) else None,
     }
+    given = {"max_fails": max_fails, "fail_timeout": fail_timeout}
     wanted = {option: value for option, value in asked.items() if value}
+    wanted |= {option: value for option, value in given.items() if value is not None}
     if profile in (None, PLAIN) and not wanted:
         return None
     _refuse_two_minds(profile, policy, sticky, wanted)
     if not (profile is None or isinstance(profile, str)):
         _refuse_another_pool(profile, addresses)
         return profile
+    shared = {"max_fails": max_fails, "fail_timeout": fail_timeout, "slow_start": slow_start}
     return profile_named(profile or PLAIN).model(
-        _places(
-            addresses, weights=weights or {}, backups=backups, max_conns=max_conns, slow_start=slow_start
-        ),
+        _places(addresses, weights=weights or {}, backups=backups, max_conns=max_conns, shared=shared),
         policy=policy if isinstance(policy, str) else "",
         rng=rng,
         allow_linear=allow_linear,
@@ -94,7 +99,7 @@ def _places(
     weights: Mapping[str, int],
     backups: Sequence[str],
     max_conns: int | Mapping[str, int],
-    slow_start: float,
+    shared: Mapping[str, Any],
 ) -> list[Place]:
     limits = max_conns if isinstance(max_conns, Mapping) else dict.fromkeys(addresses, max_conns)
     _refuse_unknown(addresses, weights=weights, backups=backups, max_conns=limits)
@@ -105,7 +110,7 @@ def _places(
             weight=weights.get(name, 1),
             backup=name in backups,
             max_conns=limits.get(name, 0),
-            slow_start=slow_start,
+            **shared,
         )
         for name, address in addresses.items()
     ]

@@ -53,6 +53,8 @@ class Door:
                 weights=self._weights(names),
                 backups=(),
                 max_conns=0,
+                max_fails=None,
+                fail_timeout=None,
                 retry="",
                 slow_start=0.0,
                 sticky=self._cookie,

@@ -83,6 +83,16 @@ def test_a_stopped_replica_is_tried_once_and_the_next_one_answers(gateway: Gatew
     assert told.idle()
 
 
+def test_how_often_a_replica_may_fail_and_for_how_long_it_is_out_can_be_said(gateway: Gateway) -> None:
+    told = Told(gateway, profile="nginx", max_fails=2, fail_timeout=30.0)
+    told.balancer.replicas["web1"].stop()
+    assert {told.ask().status_code for _ in range(12)} == {200}
+    assert told.attempts().count("web1 refused") == 2
+    gateway.clock.now += 32
+    assert {told.ask().status_code for _ in range(3)} == {200}
+    assert told.attempts().count("web1 refused") == 3
+
+
 def test_a_get_that_broke_is_sent_again_and_a_post_that_was_sent_never_is(
     gateway: Gateway, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -294,6 +304,9 @@ NONSENSE: list[tuple[dict[str, Any], str]] = [
     ({"profile": "nginx", "read_timeout": 0}, "need read_timeout > 0"),
     ({"profile": "caddy@2.6", "weights": {"web1": 2}}, "has no weights"),
     ({"policy": "fair"}, "fair"),
+    ({"profile": "nginx", "max_fails": -1}, "need max_fails >= 0, got max_fails=-1"),
+    ({"profile": "haproxy@2.6", "max_fails": 3}, "haproxy@2.6 has no max_fails"),
+    ({"profile": ALONE, "fail_timeout": 3.0}, "need no fail_timeout beside a model"),
     ({"profile": "plain", "retry": "error"}, "the profile plain has no sticky and no retry"),
     ({"sticky": "route"}, "the profile plain has no sticky and no retry"),
     ({"profile": "nginx", "sticky": SIGNED}, "need the name of a cookie as sticky beside profile='nginx'"),
