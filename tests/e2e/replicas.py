@@ -45,7 +45,8 @@ SERVERS = {
     "granian asgi": [*EXEC, *GRANIAN, "--interface=asgi", ASGI],
     "granian wsgi": [*EXEC, *GRANIAN, "--interface=wsgi", "--blocking-threads=8", WSGI],
     "gunicorn uvicorn": [*GUNICORN, *MASTER, "-w2", "-kuvicorn_worker.UvicornWorker", ASGI],
-    "gunicorn asgi": [*GUNICORN, *MASTER, "-w2", "-kasgi", ASGI],
+    # One worker: this class forgets a SIGTERM that comes while it boots, and then takes graceful_timeout.
+    "gunicorn asgi": [*GUNICORN, *MASTER, "-w1", "-kasgi", ASGI],
     "gunicorn gthread": [*GUNICORN, *MASTER, "-w2", "-kgthread", "--threads=8", WSGI],
     "gunicorn sync --preload": [*GUNICORN, *MASTER, "-w3", "--preload", WSGI],
     "waitress": [PYTHON, "-m", "waitress", "--listen=127.0.0.1:{port}", "--threads=8", WSGI],
