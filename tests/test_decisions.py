@@ -98,7 +98,7 @@ def test_a_replica_that_is_not_there_is_answered_with_those_that_are(name: str) 
 
 
 @pytest.mark.parametrize(("name", "policy"), QUICK)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     changes=st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(["up", "down", "maint"])), max_size=20)
 )
@@ -250,7 +250,7 @@ RETRY |= {"envoy": "5xx num_retries=2 previous_hosts", "caddy@2.6": "1", "traefi
 
 
 @pytest.mark.parametrize(("name", "policy"), QUICK)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(steps=st.lists(Step, max_size=60))
 def test_every_request_that_was_counted_in_is_counted_out_whatever_comes(
     name: str, policy: str, steps: list[tuple[str, int, Fault | None]]
