@@ -9,16 +9,16 @@ has begun its answer                        never
 ==========================================  ========================
 
 Each request is given to no more replicas than there are, and a replica that took no connection gets none
-for `OUT` seconds. It decides; the doors in `lbkit.testkit.asgi` and `lbkit.testkit.wsgi` ask again.
+for `OUT` seconds. A profile has rules of its own, but no signed cookie and no policy that is an object, which
+a cluster may have. It decides; the doors in `lbkit.testkit.asgi` and `lbkit.testkit.wsgi` ask again.
 """
 
 from __future__ import annotations
 
+from lbkit.balancer.retry import IDEMPOTENT
 from lbkit.testkit.trace import Row
 
 __all__ = ["OUT", "Again", "may_retry"]
-
-IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE", "TRACE"})
 
 OUT = 1.0
 """Seconds without requests for a replica that refused one; a replica that is started gets some at once."""
