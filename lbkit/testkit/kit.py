@@ -61,6 +61,8 @@ class Settings:
             raise ConfigError(f"need an isolation of {', '.join(ISOLATIONS)}, got {self.isolation!r}")
         if self.isolation == "clone":
             need_fork()
+        if self.app is not None:
+            told(self.app)
         if self.policy not in POLICIES:
             raise ConfigError(f"need a policy of {', '.join(POLICIES)}, got {self.policy!r}")
 
@@ -123,6 +125,15 @@ def is_spread(app: Any) -> bool:
     return bool(getattr(type(getattr(app, "__self__", app)), "lbkit_spreads", False))
 
 
+def told(target: str) -> Recipe:
+    """The recipe that a target such as `shop:create_app()` or `shop.web:app` names."""
+    module, colon, path = target.partition(":")
+    name = path.removesuffix("()")
+    if not (colon and all(part.isidentifier() for part in [*module.split("."), *name.split(".")])):
+        raise ConfigError(f"need module:app or module:create_app(), got --replica-app {target!r}")
+    return Recipe(module, name, call=path != name)
+
+
 class Kit:
     """The replicas of every app that a suite asks, for one run."""
 
@@ -151,6 +162,7 @@ class Kit:
         ]
         self.nursery = Nursery(space.name for space in self.forked[1:])
         self._fleets: dict[int, Fleet | Clones | None] = {}
+        self._made: set[str] = set()
         self._bound: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
     def close(self) -> None:
@@ -173,7 +185,16 @@ class Kit:
             allow=allow,
             chance=random.Random(number),  # noqa: S311 - it picks replicas, not secrets
         )
+        if self.settings.fresh == "test":
+            self._renew()
         self.mirror.watch()
+
+    def _renew(self) -> None:
+        """Throw away the copies: no test finds what an earlier one has left in a replica."""
+        for space in self.spaces[1:]:
+            space.modules.clear()
+        self._fleets.clear()
+        self._made.clear()
 
     def end_test(self) -> None:
         turn, self.turn = self.turn, Turn(policy=self.settings.policy)
@@ -259,13 +280,22 @@ class Kit:
         if self.settings.isolation == "clone":
             return self._cloned(app, "clone")
         try:
-            recipe = self.recipes.find(app)
+            recipe = self._recipe(app)
             return self._checked(Fleet(self, app, recipe, forget=self._forget(id(app))), recipe)
         except (NoRecipe, StartupError) as error:
             if self.settings.isolation == "auto":
                 return self._cloned(app, f"clone: {error}")
             self.report.apps.setdefault(type(app).__name__, f"none: {error}")
             return None
+
+    def _recipe(self, app: Any) -> Recipe:
+        """How the app was made, else how we were told to make it."""
+        try:
+            return self.recipes.find(app)
+        except NoRecipe:
+            if self.settings.app is None:
+                raise
+            return told(self.settings.app)
 
     def _cloned(self, app: Any, why: str) -> Clones | None:
         name = type(app).__name__
@@ -280,7 +310,8 @@ class Kit:
 
     def _checked(self, fleet: Fleet, recipe: Recipe) -> Fleet:
         """A recipe that is new makes all of its replicas, so that we learn early what goes wrong."""
-        if str(recipe) not in self.report.apps:
+        if str(recipe) not in self._made:
+            self._made.add(str(recipe))
             for index in range(len(self.spaces)):
                 fleet.app(index)
             self.report.apps[str(recipe)] = "module"

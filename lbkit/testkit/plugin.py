@@ -43,7 +43,11 @@ def pytest_addoption(parser: Parser) -> None:
     group.addoption(
         "--replica-seed", type=int, default=0, metavar="N", help="another start, other random picks"
     )
-    group.addoption("--replica-app", metavar="TARGET", help="the app is this one, such as shop:create_app")
+    group.addoption(
+        "--replica-app",
+        metavar="TARGET",
+        help="what makes an app that tests make themselves: shop:create_app()",
+    )
     group.addoption(
         "--replica-private",
         action="append",

@@ -391,3 +391,89 @@ def test_pytest_finds_the_plugin_by_itself_beside_others(counter: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert Report.from_json(report.read_text()).tests == 1
+
+
+TWO_TESTS = """
+import tk_count
+
+def test_one():
+    assert tk_count.create_app().test_client().get("/").text == "1"
+
+def test_two():
+    assert tk_count.create_app().test_client().get("/").text == "1"
+"""
+
+
+@pytest.mark.parametrize(
+    ("fresh", "outcomes"), [("test", {"passed": 2}), ("session", {"failed": 1, "passed": 1})]
+)
+def test_copies_live_as_long_as_they_are_asked_to(
+    counter: Path, fresh: str, outcomes: dict[str, int]
+) -> None:
+    (counter / "test_count.py").write_text(TWO_TESTS)
+    ran = run(counter, f"--replica-fresh={fresh}", "--replica-policy=one", "--replica-classify=no")
+    assert ran.outcomes == outcomes, ran.output
+
+
+def test_an_app_that_tests_put_together_themselves_is_made_as_one_is_told(counter: Path) -> None:
+    (counter / "test_count.py").write_text(
+        "import tk_count\n"
+        "class Wrapped:\n"
+        "    def __init__(self): self.app = tk_count.create_app()\n"
+        "    def __call__(self, environ, start_response): return self.app(environ, start_response)\n"
+        "def test_it():\n"
+        "    from werkzeug.test import Client\n"
+        "    client = Client(Wrapped())\n"
+        "    assert sorted(client.get('/').text for _ in range(3)) == ['1', '1', '1']\n"
+    )
+    ran = run(counter, "--replica-app=tk_count:create_app()")
+    assert ran.outcomes == {"passed": 1}, ran.output
+    assert ran.report is not None
+    assert ran.report.apps == {"tk_count:create_app()": "module"}
+    wrong = run(counter, "--replica-app=tk_count")
+    assert "need module:app or module:create_app(), got --replica-app 'tk_count'" in wrong.output
+
+
+def test_coverage_sees_the_lines_that_any_replica_runs(counter: Path) -> None:
+    (counter / "test_count.py").write_text(TWO_TESTS.replace('== "1"', "in '12'"))
+    variables = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    options = ["-q", "-p", "lbkit.testkit.plugin", "--replicas=3", "--replica-policy=one"]
+    for command in (
+        ["run", "--include=tk_count.py", "-m", "pytest", *options],
+        ["report", "--fail-under=100"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "coverage", *command],
+            cwd=counter,
+            env=variables,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_an_async_test_asks_replicas_that_run_side_by_side(tmp_path: Path) -> None:
+    (tmp_path / "tk_slow.py").write_text(
+        "import asyncio, sys\n"
+        "from starlette.applications import Starlette\n"
+        "from starlette.responses import JSONResponse\n"
+        "from starlette.routing import Route\n"
+        "SEEN = []\n"
+        "async def slow(request):\n"
+        "    SEEN.append(1)\n"
+        "    await asyncio.sleep(0.01)\n"
+        "    import tk_slow\n"
+        "    return JSONResponse([len(SEEN), tk_slow.SEEN is SEEN, sys.modules['tk_slow'].SEEN is SEEN])\n"
+        "app = Starlette(routes=[Route('/', slow)])\n"
+    )
+    (tmp_path / "test_slow.py").write_text(
+        "import asyncio, httpx2, pytest, tk_slow\n"
+        "@pytest.mark.asyncio\n"
+        "async def test_it():\n"
+        "    transport = httpx2.ASGITransport(app=tk_slow.app)\n"
+        "    async with httpx2.AsyncClient(transport=transport, base_url='http://t') as client:\n"
+        "        answers = [each.json() for each in await asyncio.gather(*(client.get('/') for _ in range(3)))]\n"
+        "    assert answers == [[1, True, True]] * 3\n"
+    )
+    ran = run(tmp_path, "-p", "pytest_asyncio.plugin", "-o", "asyncio_default_fixture_loop_scope=function")
+    assert ran.outcomes == {"passed": 1}, ran.output
