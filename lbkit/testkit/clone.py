@@ -27,10 +27,11 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from lbkit.errors import ConfigError
+from lbkit.interface import Interface, interface_of
 from lbkit.testkit.clone_child import serve
 from lbkit.types import Environ, Receive, Scope, Send, StartResponse
 
-__all__ = ["Child", "Nursery", "RemoteAsgi", "RemoteWsgi", "need_fork"]
+__all__ = ["Child", "Nursery", "RemoteAsgi", "RemoteWsgi", "need_fork", "remote"]
 
 PATIENCE = 60.0
 """Seconds that a WSGI answer may take."""
@@ -208,12 +209,16 @@ class RemoteAsgi:
         child.lasting += lasting
         with child.exchange(lambda each: loop.call_soon_threadsafe(said.put_nowait, each)) as say:
             say("asgi", (self._number(), plain(scope)))
-            hearing = asyncio.create_task(self._hear(receive, say))
+            hearing: list[asyncio.Task[None]] = []
             try:
-                while (answer := await said.get())[0] == "send":
-                    await send(answer[1])
+                while (answer := await said.get())[0] in ("send", "ask"):
+                    if answer[0] == "send":
+                        await send(answer[1])
+                    else:  # the app waits for a message; it may do so and send others meanwhile
+                        hearing.append(asyncio.create_task(self._hear(receive, say)))
             finally:
-                hearing.cancel()
+                for task in hearing:
+                    task.cancel()
                 child.lasting -= lasting
                 say("leave", None)
         if answer[0] == "error":
@@ -221,11 +226,14 @@ class RemoteAsgi:
 
     @staticmethod
     async def _hear(receive: Receive, say: Callable[[str, Any], None]) -> None:
-        while True:
-            message = await receive()
-            say("receive", dict(message))
-            if message["type"] in ("http.disconnect", "websocket.disconnect", "lifespan.shutdown"):
-                return
+        say("receive", dict(await receive()))
+
+
+def remote(nursery: Nursery, name: str, app: Any) -> Any:
+    """An app of this process as the child of that name runs it."""
+    if interface_of(app) is Interface.WSGI:
+        return RemoteWsgi(lambda: nursery.child(name, app), app, lambda: nursery.number(app))
+    return RemoteAsgi(lambda: nursery.child(name, app), lambda: nursery.number(app))
 
 
 def fork() -> int:

@@ -95,6 +95,10 @@ class Server:
         elif app in self.states:
             scope["state"] = self.states[app].copy()
 
+        async def receive() -> Message:
+            self.say(number, "ask", None)
+            return await hears.get()
+
         async def send(message: Message) -> None:
             try:
                 self.say(number, "send", dict(message))
@@ -102,7 +106,7 @@ class Server:
                 return  # a test client's own extension, such as the template that was rendered
 
         try:
-            await self.apps[app](scope, hears.get, send)
+            await self.apps[app](scope, receive, send)
         except Exception as error:
             self.say(number, "error", portable(error))
         else:

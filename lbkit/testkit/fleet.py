@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from lbkit.asgi.lifespan import Lifespan
-from lbkit.interface import Interface, interface_of
 from lbkit.testkit.bringing import PARTS, Brought, bring
-from lbkit.testkit.clone import RemoteAsgi, RemoteWsgi
+from lbkit.testkit.clone import remote
 from lbkit.testkit.isolation import AsgiInside, WsgiInside
 from lbkit.testkit.mirror import ABSENT
 from lbkit.testkit.oracles.asking import Answer, ask_asgi, ask_wsgi, is_comparable
@@ -38,15 +37,10 @@ class Clones:
         self.kit = kit
         self.spaces = kit.forked
         self._own = weakref.ref(app, forget)
-        self._wsgi = interface_of(app) is Interface.WSGI
 
     def app(self, index: int) -> Any:
-        own, nursery, name = self._own(), self.kit.nursery, self.spaces[index].name
-        if index == 0:
-            return own
-        if self._wsgi:
-            return RemoteWsgi(lambda: nursery.child(name, own), own, lambda: nursery.number(own))
-        return RemoteAsgi(lambda: nursery.child(name, own), lambda: nursery.number(own))
+        own = self._own()
+        return own if index == 0 else remote(self.kit.nursery, self.spaces[index].name, own)
 
     def twin(self, own: Any, space: Space) -> Any:  # noqa: ARG002
         return ABSENT

@@ -4,6 +4,8 @@
 isolation    a replica is                                                    shares with the others
 ===========  ==============================================================  ========================
 `module`     the app, made from private copies of the first-party modules    libraries, os.environ, cwd
+`clone`      the test process, forked when it is first asked something       what was there before the fork
+`process`    the app in an interpreter of its own, on a unix socket          files
 `none`       the app, made once more by its factory                          all of its modules, too
 ===========  ==============================================================  ========================
 """
@@ -15,8 +17,11 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from lbkit.asgi.replica import ChildApp
+from lbkit.children import Child
 from lbkit.errors import ConfigError, StartupError
 from lbkit.interface import Interface, interface_of
+from lbkit.testkit.clone import Nursery, need_fork, remote
 from lbkit.testkit.first_party import FirstParty
 from lbkit.testkit.spaces import SWITCH, Space, Visit, in_steps
 from lbkit.types import ASGIApp, Environ, Receive, Scope, Send, StartResponse, WSGIApp
@@ -26,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ISOLATIONS", "AsgiInside", "IsolatedReplica", "ModuleReplica", "WsgiInside", "inside", "replicas"]
 
-ISOLATIONS = ("module", "none")
+ISOLATIONS = ("module", "clone", "process", "none")
 
 
 class IsolatedReplica(Protocol):
@@ -72,8 +77,12 @@ def replicas(
     place = parse(target)
     if str(place.root) not in sys.path:
         sys.path.insert(0, str(place.root))
-    owned = first_party or FirstParty(private)
     names = [f"web{number}" for number in range(1, n + 1)]
+    if isolation == "process":
+        return [ProcessReplica(name, target) for name in names]
+    if isolation == "clone":
+        return clones(place, names)
+    owned = first_party or FirstParty(private)
     spaces = [Space(name, owned, own=isolation == "none") for name in names]
     return [ModuleReplica(space, place) for space in spaces]
 
@@ -98,6 +107,53 @@ class ModuleReplica:
 
     def close(self) -> None:
         """Nothing is held but memory."""
+
+
+class Outside:
+    """What a replica in another process cannot do."""
+
+    def module(self, name: str) -> ModuleType:
+        raise ConfigError(f"cannot look at {name} in another process: isolation module can")
+
+    def run(self, target: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ARG002
+        raise ConfigError(f"cannot run {target} in another process: isolation module can")
+
+
+class CloneReplica(Outside):
+    """A replica that is forked from this process when it is first asked something."""
+
+    def __init__(self, name: str, app: ASGIApp | WSGIApp, nursery: Nursery) -> None:
+        self.name = name
+        self.interface = interface_of(app)
+        self._nursery = nursery
+        self.app = remote(nursery, name, app)
+
+    def close(self) -> None:
+        self._nursery.close(force=True)
+
+
+class ProcessReplica(Outside):
+    """A replica in an interpreter of its own, which answers ASGI calls."""
+
+    interface = Interface.ASGI
+
+    def __init__(self, name: str, target: str) -> None:
+        self.name = name
+        self.child = Child(target, name=name)
+        self.child.start()
+        self.app: ASGIApp = ChildApp(self.child)
+
+    def close(self) -> None:
+        self.child.stop()
+
+
+def clones(target: Target, names: list[str]) -> list[IsolatedReplica]:
+    """Replicas that share what is there when they are forked, all at the same time."""
+    from lbkit.cli.target import find
+
+    need_fork()
+    app, nursery = find(target).make(), Nursery(names)
+    return [CloneReplica(name, app, nursery) for name in names]
 
 
 def made(space: Space, target: Target) -> ASGIApp | WSGIApp:

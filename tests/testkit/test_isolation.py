@@ -60,13 +60,29 @@ def answer(environ, start_response):
     return body()
 
 async def live(scope, receive, send):
+    if scope["type"] != "http":
+        return
     await receive()
     HITS.append("live")
     await asyncio.sleep(0)
     await asyncio.get_running_loop().run_in_executor(None, seen)
     body = json.dumps({"secret": SECRET, "hits": len(HITS), "seen": seen()}).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": body})
 """
+
+SCOPE = {
+    "type": "http",
+    "http_version": "1.1",
+    "method": "GET",
+    "scheme": "http",
+    "path": "/",
+    "raw_path": b"/",
+    "query_string": b"",
+    "headers": [(b"host", b"shop")],
+    "client": None,
+    "server": None,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -94,15 +110,18 @@ def get(replica: IsolatedReplica, path: str = "/") -> dict[str, Any]:
 
 async def aget(replica: IsolatedReplica) -> dict[str, Any]:
     sent: list[Message] = []
+    asked: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
 
     async def receive() -> Message:
-        return {"type": "http.request"}
+        if not asked:
+            await asyncio.Event().wait()  # the client stays
+        return asked.pop()
 
     async def send(message: Message) -> None:
         sent.append(message)
 
-    await cast("ASGIApp", replica.app)({"type": "http"}, receive, send)
-    answer: dict[str, Any] = json.loads(sent[0]["body"])
+    await cast("ASGIApp", replica.app)(dict(SCOPE), receive, send)
+    answer: dict[str, Any] = json.loads(b"".join(message.get("body", b"") for message in sent))
     return answer
 
 
@@ -150,7 +169,7 @@ def test_a_test_that_waits_for_a_replica_imports_its_own_modules() -> None:
     async def send(message: Message) -> None: ...
 
     async def scenario() -> None:
-        task = asyncio.ensure_future(cast("ASGIApp", replica.app)({"type": "http"}, receive, send))
+        task = asyncio.ensure_future(cast("ASGIApp", replica.app)(dict(SCOPE), receive, send))
         await asyncio.sleep(0)
         import importlib
 
@@ -183,6 +202,26 @@ def test_one_can_look_into_a_replica_and_run_code_in_it() -> None:
 def test_without_isolation_replicas_share_their_modules() -> None:
     first, second = replicas("tk_shop:create_app", 2, isolation="none")
     assert [get(first)["hits"], get(second)["hits"]] == [1, 2]
+
+
+@pytest.mark.parametrize(("isolation", "same_secret"), [("clone", True), ("process", False)])
+@pytest.mark.timeout(60)
+def test_replicas_in_processes_of_their_own(isolation: str, same_secret: bool) -> None:
+    several = replicas("tk_shop.routes:live", 3, isolation=isolation)
+
+    async def scenario() -> list[dict[str, Any]]:
+        return [await aget(replica) for replica in several] + [await aget(several[0])]
+
+    try:
+        answers = asyncio.run(scenario())
+        with pytest.raises(ConfigError, match="cannot look at tk_shop in another process"):
+            several[0].module("tk_shop")
+    finally:
+        for replica in several:
+            replica.close()
+    assert [answer["hits"] for answer in answers] == [1, 1, 1, 2]
+    # A fork has the secret that was made before, as gunicorn --preload has.
+    assert (len({answer["secret"] for answer in answers}) == 1) is same_secret
 
 
 def test_an_import_error_in_one_replica_names_the_replica_and_the_error() -> None:

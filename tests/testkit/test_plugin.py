@@ -472,8 +472,8 @@ def test_an_async_test_asks_replicas_that_run_side_by_side(tmp_path: Path) -> No
         "async def test_it():\n"
         "    transport = httpx2.ASGITransport(app=tk_slow.app)\n"
         "    async with httpx2.AsyncClient(transport=transport, base_url='http://t') as client:\n"
-        "        answers = [each.json() for each in await asyncio.gather(*(client.get('/') for _ in range(3)))]\n"
-        "    assert answers == [[1, True, True]] * 3\n"
+        "        answers = await asyncio.gather(*(client.get('/') for _ in range(3)))\n"
+        "    assert [each.json() for each in answers] == [[1, True, True]] * 3\n"
     )
     ran = run(tmp_path, "-p", "pytest_asyncio.plugin", "-o", "asyncio_default_fixture_loop_scope=function")
     assert ran.outcomes == {"passed": 1}, ran.output
