@@ -10,12 +10,13 @@ import asyncio
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Generator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal, TypeVar, cast
 
 from lbkit.asgi.sticky import STARTS, cookies, with_cookie
 from lbkit.errors import ConfigError, SessionError, SessionNotLoaded, SessionUnavailable
 from lbkit.flow import arun
+from lbkit.health.outcome import Outcome
 from lbkit.sessions.app_sessions import CURRENT, AppSessions, Refusal
 from lbkit.sessions.line import Flow, Last, Pause, Step
 from lbkit.sessions.options import SessionOptions
@@ -145,6 +146,16 @@ class Sessions(AppSessions):
         """End one session of those that are listed. Give the `user` who asks: it must be theirs."""
         asker = None if user is None else str(user)
         return await self.drive(self.flows.roster.revoke_id(handle, user=asker))
+
+    async def check(self) -> Outcome:
+        """A health check, for `lbkit.check("sessions", critical=False)`: it asks the breaker.
+
+        The store is asked only when that is open: where nobody comes, nobody else would find it back.
+        """
+        if not self.line.breaker.closed:
+            with suppress(SessionUnavailable):
+                await self.drive(self.line.ask("ping"))
+        return self._standing()
 
     async def close(self) -> None:
         """Let what is being kept be kept, then close the connections to the store."""

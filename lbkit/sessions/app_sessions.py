@@ -125,11 +125,8 @@ class AppSessions:
         unavailable, refused, revocations, lost_gone, lost_unavailable, lost_late."""
         return self.line.counts
 
-    def check(self) -> Outcome:
-        """A health check, for `lbkit.check("sessions", critical=False)`: it asks the breaker, not the store.
-
-        Degraded and no worse: all replicas share the store, and would leave the balancer together.
-        """
+    def _standing(self) -> Outcome:
+        """Degraded and no worse: all replicas share the store, and would leave the balancer together."""
         if self.line.breaker.closed:
             return Outcome.healthy()
         return Outcome.degraded("the session store does not answer")
@@ -176,12 +173,12 @@ class AppSessions:
         return None
 
     def _overruled(self, session: Session, status: int) -> Refusal | None:
-        if session.outage is None and session.failure is None:
+        if status == 500 and session.failure is not None:
+            return self.refusal(session.failure)
+        if session.outage is None or not session.outage_told or self.options.on_unavailable != "503":
             return None
-        if status == 500 and (error := session.failure or session.outage) is not None:
-            return self.refusal(error)
         promised = status < 400 and session.modified
-        return UNAVAILABLE if promised and self.options.on_unavailable == "503" else None
+        return UNAVAILABLE if status == 500 or promised else None
 
     def _failed(self, error: SessionError) -> Refusal | None:
         options = self.options

@@ -56,7 +56,8 @@ class Session(MutableMapping[str, Any]):
     cleared = False
     rotating = False
     touching = False
-    _outage_told = False
+    outage_told = False
+    """Has the app used the session, and learned of the outage?"""
 
     # The one thing a carrier must know how to do.
 
@@ -214,7 +215,7 @@ class Session(MutableMapping[str, Any]):
         if self.loaded is None and self.outage is None:
             self._open()
         if self.outage is not None:
-            policy, told, self._outage_told = self.on_unavailable, self._outage_told, True
+            policy, told, self.outage_told = self.on_unavailable, self.outage_told, True
             if policy == "raise" or (policy == "503" and not told):
                 raise self.outage
         self.contents = self.loaded or Contents({})

@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, TypeVar
 
-from lbkit.errors import ConfigError, SessionError
+from lbkit.errors import ConfigError, SessionError, SessionUnavailable
 from lbkit.flow import run
+from lbkit.health.outcome import Outcome
 from lbkit.sessions.app_sessions import CURRENT, AppSessions, Refusal
 from lbkit.sessions.line import Flow, Pause, Step
 from lbkit.sessions.options import SessionOptions
@@ -123,6 +124,16 @@ class Sessions(AppSessions):
     def revoke_id(self, handle: str, *, user: object | None = None) -> bool:
         """End one session of those that are listed. Give the `user` who asks: it must be theirs."""
         return self.drive(self.flows.roster.revoke_id(handle, user=None if user is None else str(user)))
+
+    def check(self) -> Outcome:
+        """A health check, for `lbkit.check("sessions", critical=False)`: it asks the breaker.
+
+        The store is asked only when that is open: where nobody comes, nobody else would find it back.
+        """
+        if not self.line.breaker.closed:
+            with suppress(SessionUnavailable):
+                self.drive(self.line.ask("ping"))
+        return self._standing()
 
     def close(self) -> None:
         """Close the connections to the store."""

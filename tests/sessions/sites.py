@@ -153,6 +153,11 @@ def crash(session: Any, _: dict[str, str]) -> View:
     raise RuntimeError("the view is broken")
 
 
+def broken(_: Any, __: dict[str, str]) -> View:
+    yield
+    raise RuntimeError("the view is broken, and has not used its session")
+
+
 def untouched(_: Any, __: dict[str, str]) -> View:
     yield
     return "ok"
@@ -162,7 +167,7 @@ VIEWS = {
     f"/{view.__name__}": view
     for view in (
         read, write, drop, add, incr, expecting, nest, dump, login, rotate, switch, logout, big, bad,
-        permanent, crash, untouched,
+        permanent, crash, broken, untouched,
     )
 }  # fmt: skip
 
@@ -422,6 +427,8 @@ class StarletteSite(ASGISite):
         async def answer(request: Request) -> Any:
             if request.url.path == "/untouched":
                 return PlainTextResponse("ok")
+            if request.url.path == "/broken":
+                raise RuntimeError("the view is broken, and has not used its session")
             session: Any = await request.session.load()  # type: ignore[attr-defined]
             if request.url.path == "/stream":
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,14 +65,44 @@ def test_only_who_uses_the_session_is_told_and_nobody_is_logged_out(
             assert reply.all("cache-control") == ["no-store"]
             assert "127.0.0.1" not in reply.body
         assert browser.jar == before
-        assert shop.sessions.check().status is Status.DEGRADED
+        assert shop.do("check").status is Status.DEGRADED
         assert shop.sessions.counts["refused"] >= 1  # the breaker is open: Redis is left alone
         redis_server.start()
         assert browser.get("/read").status == 503
         clock.now += 1.0
         assert browser.get("/dump").json() == {"user_id": "alice"}
-        assert shop.sessions.check().status is Status.HEALTHY
+        assert shop.do("check").status is Status.HEALTHY
         assert browser.jar == before
+
+
+def test_the_health_check_finds_that_the_store_is_back_where_nobody_comes(
+    gateway: str, redis_server: Server
+) -> None:
+    clock = Clock()
+    with hasty(gateway, redis_server.url, clock=clock) as shop:
+        browser = Browser(shop)
+        browser.get("/write")
+        redis_server.kill()
+        assert [browser.get("/read").status for _ in range(3)] == [503] * 3
+        clock.now += 1.0
+        assert shop.do("check").status is Status.DEGRADED
+        redis_server.start()
+        assert shop.do("check").status is Status.DEGRADED  # its time is not over
+        clock.now += 2.0
+        assert shop.do("check").status is Status.HEALTHY
+
+
+@pytest.mark.parametrize("on_unavailable", ["503", "anonymous"])
+def test_a_view_that_is_broken_for_another_reason_stays_a_500(
+    gateway: str, redis_server: Server, on_unavailable: Any
+) -> None:
+    options = SessionOptions(on_unavailable=on_unavailable)
+    with hasty(gateway, redis_server.url, options=options, clock=Clock()) as shop:
+        browser = Browser(shop)
+        browser.get("/write")
+        redis_server.kill()
+        assert browser.get("/broken").status == 500
+        assert browser.get("/crash").status == (503 if on_unavailable == "503" else 500)
 
 
 def test_a_redis_that_hangs_costs_each_of_three_a_quarter_of_a_second_and_the_others_nothing(
