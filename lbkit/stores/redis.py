@@ -45,9 +45,6 @@ __all__ = ["AsyncRedisStore", "RedisStore"]
 CONNECTIONS = 1000
 """More than there are threads, or requests at once: something else bounds them."""
 
-AWAITED_CONNECTIONS = 50
-"""Of one server: whoever comes when all are busy waits."""
-
 redis_py: Any = redis  # only some of it is annotated
 
 SENTINELS = {"sentinel_username": "username", "sentinel_password": "password"}
@@ -297,9 +294,7 @@ def _awaiting(where: Any, timeout: float) -> tuple[str, Callable[[], Awaiting | 
                 place.hosts, sentinel_kwargs=_of_sentinels(place, options), **options
             )
             return sentinel.master_for(place.service), sentinel.sentinels
-        bounded = {**options, "max_connections": AWAITED_CONNECTIONS, "timeout": timeout}
-        pool = redis_py.asyncio.BlockingConnectionPool.from_url(place.url, **bounded)
-        return redis_py.asyncio.Redis.from_pool(pool), ()
+        return redis_py.asyncio.Redis.from_url(place.url, **options), ()
 
     return str(place), lambda: Awaiting(str(place), make(), own=True), False
 
