@@ -17,7 +17,6 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from lbkit.asgi.replica import ChildApp
 from lbkit.children import Child
 from lbkit.errors import ConfigError, StartupError
 from lbkit.interface import Interface, interface_of
@@ -25,6 +24,7 @@ from lbkit.testkit.clone import Nursery, need_fork, remote
 from lbkit.testkit.first_party import FirstParty
 from lbkit.testkit.spaces import SWITCH, Space, Visit, in_steps
 from lbkit.types import ASGIApp, Environ, Receive, Scope, Send, StartResponse, WSGIApp
+from lbkit.wsgi.replica import ChildApp
 
 if TYPE_CHECKING:
     from lbkit.cli.target import Target
@@ -133,18 +133,18 @@ class CloneReplica(Outside):
 
 
 class ProcessReplica(Outside):
-    """A replica in an interpreter of its own, which answers ASGI calls."""
+    """A replica in an interpreter of its own. Whatever the app is, it is called as WSGI, from any thread."""
 
-    interface = Interface.ASGI
+    interface = Interface.WSGI
 
     def __init__(self, name: str, target: str) -> None:
         self.name = name
         self.child = Child(target, name=name)
-        self.child.start()
-        self.app: ASGIApp = ChildApp(self.child)
+        self.app = ChildApp(self.child, read_timeout=None)
+        self.app.start()
 
     def close(self) -> None:
-        self.child.stop()
+        self.app.close()
 
 
 def clones(target: Target, names: list[str]) -> list[IsolatedReplica]:

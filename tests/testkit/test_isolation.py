@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
+from wsgiref.util import setup_testing_defaults
 
 import pytest
 
@@ -103,7 +104,9 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def get(replica: IsolatedReplica, path: str = "/") -> dict[str, Any]:
     app = cast("WSGIApp", replica.app)
-    body = app({"PATH_INFO": path}, lambda *_: lambda _: None)  # type: ignore[arg-type, return-value]
+    environ: dict[str, Any] = {"PATH_INFO": path}
+    setup_testing_defaults(environ)
+    body = app(environ, lambda *_: lambda _: None)  # type: ignore[arg-type, return-value]
     answer: dict[str, Any] = json.loads(b"".join(body))
     return answer
 
@@ -207,13 +210,9 @@ def test_without_isolation_replicas_share_their_modules() -> None:
 @pytest.mark.parametrize(("isolation", "same_secret"), [("clone", True), ("process", False)])
 @pytest.mark.timeout(60)
 def test_replicas_in_processes_of_their_own(isolation: str, same_secret: bool) -> None:
-    several = replicas("tk_shop.routes:live", 3, isolation=isolation)
-
-    async def scenario() -> list[dict[str, Any]]:
-        return [await aget(replica) for replica in several] + [await aget(several[0])]
-
+    several = replicas("tk_shop:create_app", 3, isolation=isolation)
     try:
-        answers = asyncio.run(scenario())
+        answers = [get(replica) for replica in [*several, several[0]]]
         with pytest.raises(ConfigError, match="cannot look at tk_shop in another process"):
             several[0].module("tk_shop")
     finally:
