@@ -232,6 +232,7 @@ def test_explain_says_what_the_client_gets_when_all_are_down() -> None:
         (["--weight", "web1=much"], "need a whole number for a weight, got 'much'"),
         (["--down", "web9"], "need the name of a replica"),
         (["--header", "ada"], "need --header NAME:VALUE"),
+        (["--client", "ada"], "need an address for --client, such as 10.0.0.1, got 'ada'"),
         (["--without", "web9"], "need the name of a replica"),
         (["--without", "web1"], "need a policy that looks at the request"),
         (["--policy", "hash $nonsense"], "need a variable that stands for the request"),

@@ -101,10 +101,12 @@ class Guided(Chance):
         names = [getattr(option, "name", option) for option in options]
         if self._wanted and self._wanted[0] in names:
             return options[names.index(self._wanted.pop(0))]
-        refused = (option for option, name in zip(options, names, strict=True) if name in self._refusing)
-        return next(refused, options[0])
+        refused = [option for option, name in zip(options, names, strict=True) if name in self._refusing]
+        return refused[0] if refused else super().one(options)
 
     def two(self, count: int, decide: Callable[[int, int], T]) -> T:
+        if not (self._wanted or self._refusing):
+            return super().two(count, decide)
         results = [decide(a, b) for a in range(count) for b in range(count)]
         return self.one(results)
 

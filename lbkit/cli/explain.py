@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from ipaddress import ip_address
 from random import Random
 
 import click
@@ -51,7 +52,7 @@ def explain(
     """Say where a request for PATH goes, and why the other replicas do not get it."""
     chosen = profile_named(profile)
     places = _places(replicas, address, weight, down, backup)
-    request = Request(method, path, client, _headers(header))
+    request = Request(method, path, _address(client), _headers(header))
     model = _model(chosen, places, policy)
     click.echo(f"{chosen.name} ({chosen.equivalence}), {policy or chosen.policies[0]}")
     for decision in [decide(model, request, rule=chosen.rule(policy)) for _ in range(times)]:
@@ -109,6 +110,13 @@ def _places(
         )
         for name in names
     ]
+
+
+def _address(text: str) -> str:
+    try:
+        return str(ip_address(text))
+    except ValueError as error:
+        raise ConfigError(f"need an address for --client, such as 10.0.0.1, got {text!r}") from error
 
 
 def _headers(texts: Sequence[str]) -> dict[str, str]:

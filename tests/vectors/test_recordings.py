@@ -123,6 +123,50 @@ def test_shares_that_are_the_weights_are_not_the_shares_of_a_random_policy(name:
     assert "the share of" in replay(data).message
 
 
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("caddy_first", "lb_policy first", "lb_policy random"),
+        ("caddy_first", "lb_policy first", "lb_policy random_choose 2"),
+        ("envoy_rr_1_1_1", '"ROUND_ROBIN"', '"RANDOM"'),
+        ("envoy_rr_1_1_1", '"ROUND_ROBIN"', '"LEAST_REQUEST"'),
+    ],
+)
+def test_a_random_policy_of_any_balancer_is_held_to_its_shares(name: str, old: str, new: str) -> None:
+    data = load(RECORDINGS[0].with_name(f"{name}.json"))
+    names = [server["name"] for server in data["servers"]]
+    even = {**data, "equivalence": "distribution", "config": data["config"].replace(old, new)}
+    even["counts"] = dict.fromkeys(names, 600)
+    assert replay(even).message == "ok"
+    assert (
+        "the share of" in replay({**even, "counts": dict(zip(names, (900, 500, 400), strict=True))}).message
+    )
+
+
+def test_a_step_that_sleeps_lets_time_pass() -> None:
+    data = load(RECORDINGS[0].with_name("caddy_rr_passive.json"))
+    slept = copy.deepcopy(data)
+    for before, op in zip(data["requests"], slept["requests"], strict=True):
+        if before["op"] == "tick" and before["t"] > 0:
+            op.clear()
+            op |= {"op": "sleep", "s": 60}
+    assert replay(slept).outcome == "differs"  # after a minute nobody is failed out any more
+
+
+def test_a_configuration_that_cannot_be_read_is_not_modelled() -> None:
+    data = load(RECORDINGS[0].with_name("traefik_sticky.json"))
+    message = replay({**data, "config": '{"http": {"services": {}}}'}).message
+    assert message.startswith("not modelled: its configuration (KeyError")
+
+
+def test_a_date_that_nobody_can_know_is_not_compared() -> None:
+    data = load(RECORDINGS[0].with_name("nginx131_sticky_cookie.json"))
+    text = json.dumps(data).replace("expires=max", "expires=1h").replace("max-age=315360000", "max-age=3600")
+    assert replay(json.loads(text.replace("31-Dec-37 23:55:55", "26-Nov-26 01:00:00"))).message == "ok"
+    wrong = json.loads(text.replace("max-age=3600", "max-age=60"))
+    assert "set_cookie" in replay(wrong).message
+
+
 def test_a_balancer_or_a_directive_that_is_not_known_is_not_modelled() -> None:
     data = load(RECORDINGS[0].with_name("nginx_wrr_5_1_1.json"))
     assert replay({**data, "balancer": "pound"}).message == "not modelled: the balancer 'pound'"

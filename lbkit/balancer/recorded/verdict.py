@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lbkit.balancer.recorded import caddy, envoy, haproxy, nginx, traefik
-from lbkit.balancer.replay import Differs, NotModelled, Play, Recording, Start
+from lbkit.balancer.replay import Differs, NotModelled, Play, Recording, Start, same_shares
 from lbkit.errors import ConfigError
 
 __all__ = ["Verdict", "replay"]
@@ -53,6 +53,10 @@ def _play(recording: Recording) -> None:
     starts = STARTS.get(recording.balancer)
     if starts is None:
         raise NotModelled(f"the balancer {recording.balancer!r}")
+    if recording.equivalence == "distribution":
+        start = next(_readable(starts(recording)))
+        same_shares(recording, start.model, (server["name"] for server in recording.servers))
+        return
     _any_of(recording, _readable(starts(recording)))
 
 
