@@ -27,11 +27,11 @@ from lbkit.balancer import Dispatch, Tried
 from lbkit.balancer.backend import Backend, Course, Step
 from lbkit.balancer.exchange import Answer, Attempt, Fault, Model, Outcome, Relay, Wait, fault_of
 from lbkit.balancer.lazy import LazyHeaders
+from lbkit.balancer.operated import Served
 from lbkit.errors import ConfigError, ReplicaReset, ReplicaTimeout
 from lbkit.types import Message, Receive, Scope, Send
 
 if TYPE_CHECKING:
-    from lbkit.asgi.balancer import Balancer
     from lbkit.asgi.replica import ASGIMember
 
 __all__ = ["Carrier"]
@@ -42,7 +42,7 @@ logger = logging.getLogger("lbkit.balancer")
 class Carrier:
     """Brings requests to a model, and the model's decisions to the replicas."""
 
-    def __init__(self, balancer: Balancer, model: Model, *, read_timeout: float | None) -> None:
+    def __init__(self, balancer: Served[ASGIMember], model: Model, *, read_timeout: float | None) -> None:
         if read_timeout is not None and read_timeout <= 0:
             raise ConfigError(f"need read_timeout > 0, or None for no limit, got read_timeout={read_timeout}")
         self.balancer = balancer

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from lbkit.balancer.check import CheckRules
 from lbkit.balancer.checked import LOOK, Checked, Reply
+from lbkit.balancer.operated import Served
 from lbkit.balancer.replica import Mode, ReplicaState
 from lbkit.types import Message, Scope
 
 if TYPE_CHECKING:
-    from lbkit.asgi.balancer import Balancer
     from lbkit.asgi.replica import ASGIMember
 
 __all__ = ["Watch"]
@@ -29,7 +29,7 @@ HEADERS = [
 class Watch:
     """Asks each replica while it runs, and tells the balancer. Who is in maintenance is left alone."""
 
-    def __init__(self, balancer: Balancer, check: CheckRules) -> None:
+    def __init__(self, balancer: Served[ASGIMember], check: CheckRules) -> None:
         self.balancer = balancer
         self.check = check
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from typing import Generic, Protocol, TypeVar
 
 from lbkit.balancer.backend import Backend
 from lbkit.balancer.check import CheckRules
+from lbkit.balancer.dispatch import Dispatch
 from lbkit.balancer.pool import Pool
 from lbkit.balancer.replica import Mode
+from lbkit.types import Clock
 
-__all__ = ["Operated"]
+__all__ = ["Operated", "Served"]
 
 logger = logging.getLogger("lbkit.balancer")
 
@@ -22,6 +25,21 @@ class Carries(Protocol):
 
 
 C = TypeVar("C", bound=Carries)
+M_co = TypeVar("M_co", covariant=True)
+
+
+class Served(Protocol[M_co]):
+    """A balancer, as those see it who carry its requests and check its replicas."""
+
+    @property
+    def replicas(self) -> Mapping[str, M_co]: ...
+    @property
+    def on_dispatch(self) -> Callable[[Dispatch], object] | None: ...
+    @property
+    def clock(self) -> Clock: ...
+    @property
+    def wall(self) -> Clock: ...
+    def judge(self, name: str, *, up: bool, share: float = 1.0) -> None: ...
 
 
 class Operated(Generic[C]):

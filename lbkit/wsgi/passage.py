@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import copy_context
 from http import HTTPStatus
 from io import BytesIO
 from queue import Empty, SimpleQueue
 from threading import Event
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from lbkit.balancer import Dispatch, Tried
 from lbkit.balancer.backend import Backend, Course, Step
@@ -23,16 +23,13 @@ from lbkit.balancer.exchange import Answer, Attempt, Model, Outcome, Relay, Requ
 from lbkit.balancer.exchange import Fault as Failed
 from lbkit.balancer.hop import peer_address
 from lbkit.balancer.lazy import LazyHeaders
+from lbkit.balancer.members import Member
+from lbkit.balancer.operated import Served
 from lbkit.errors import ConfigError, ReplicaReset, ReplicaTimeout
 from lbkit.threads import DaemonThreads
-from lbkit.types import Environ, ExcInfo, StartResponse
+from lbkit.types import Environ, ExcInfo, StartResponse, WSGIApp
 from lbkit.wsgi.environ import inner_environ, path_of
 from lbkit.wsgi.upstream import target_of
-
-if TYPE_CHECKING:
-    from lbkit.balancer.members import Member
-    from lbkit.types import WSGIApp
-    from lbkit.wsgi.balancer import Balancer
 
 __all__ = ["KEPT", "Carrier"]
 
@@ -47,10 +44,17 @@ THREADS = 200
 Headers = list[tuple[str, str]]
 
 
+class Named(Served[Member[WSGIApp]], Protocol):
+    """A balancer that names its replicas to the client."""
+
+    @property
+    def named(self) -> Mapping[str, Headers]: ...
+
+
 class Carrier:
     """Brings requests to a model, and the model's decisions to the replicas."""
 
-    def __init__(self, balancer: Balancer, model: Model, *, read_timeout: float | None) -> None:
+    def __init__(self, balancer: Named, model: Model, *, read_timeout: float | None) -> None:
         if read_timeout is not None and read_timeout <= 0:
             raise ConfigError(f"need read_timeout > 0, or None for no limit, got read_timeout={read_timeout}")
         self.balancer = balancer

@@ -7,17 +7,14 @@ from collections.abc import Callable
 from io import BytesIO
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
-from typing import TYPE_CHECKING
 
 from lbkit.balancer.check import CheckRules
 from lbkit.balancer.checked import LOOK, Checked, Reply
+from lbkit.balancer.members import Member
+from lbkit.balancer.operated import Served
 from lbkit.balancer.replica import Mode, ReplicaState
 from lbkit.threads import DaemonThreads
 from lbkit.types import Environ, ExcInfo, WSGIApp
-
-if TYPE_CHECKING:
-    from lbkit.balancer.members import Member
-    from lbkit.wsgi.balancer import Balancer
 
 __all__ = ["Watch"]
 
@@ -31,7 +28,7 @@ HUNG = 10
 class Watch:
     """Asks each replica between `start` and `stop`, and tells the balancer."""
 
-    def __init__(self, balancer: Balancer, check: CheckRules) -> None:
+    def __init__(self, balancer: Served[Member[WSGIApp]], check: CheckRules) -> None:
         self.balancer = balancer
         self.check = check
         self._stopped = Event()
