@@ -30,14 +30,27 @@ class Pipe:
         self._timeout = timeout
         self._link: Link | None = None
         self._opening: asyncio.Task[Link] | None = None
+        self._asking: set[asyncio.Future[Any]] = set()
 
     def ask(self, call: Call) -> Awaitable[Any]:
         """Sent before it is awaited, if there is a connection."""
         link = self._link
         return self._ask_first(call) if link is None or link.lost else link.send(call.commands)
 
-    async def _ask_first(self, call: Call) -> Any:
+    def _ask_first(self, call: Call) -> Awaitable[Any]:
+        """Whoever leaves while we connect has asked all the same, as whoever leaves later has."""
+        asking = asyncio.ensure_future(self._connect_and_ask(call))
+        self._asking.add(asking)
+        asking.add_done_callback(self._note_asked)
+        return asyncio.shield(asking)
+
+    async def _connect_and_ask(self, call: Call) -> Any:
         return await (await self._opened()).send(call.commands)
+
+    def _note_asked(self, asking: asyncio.Future[Any]) -> None:
+        self._asking.discard(asking)
+        if not asking.cancelled():
+            asking.exception()  # there may be nobody left to raise it to
 
     async def scan(self, pattern: str, limit: int) -> list[bytes]:
         return await arun(scanned(pattern, limit), self.ask)

@@ -315,6 +315,22 @@ async def test_who_is_cancelled_while_it_connects_takes_the_connection_from_nobo
 
 
 @pytest.mark.asyncio
+async def test_who_is_cancelled_while_it_connects_has_asked_all_the_same(one: Server) -> None:
+    store, key = astore_from(one.url, timeout=PATIENCE), fresh()
+    create = Delta(HOUR, sets={b"a": b"1"}, create=True)
+    await store.commit(fresh(), create)  # the server knows the script
+    await store.close()
+    asking = asyncio.ensure_future(store.commit(key, create))
+    await asyncio.sleep(0)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    found = [await store.load(key) for _ in range(2)]  # in the order of asking, on the same connection
+    assert found[1] == {b"a": b"1"}
+    await store.close()
+
+
+@pytest.mark.asyncio
 async def test_a_password_a_user_and_a_database_are_used(own: Server) -> None:
     with own.client() as client:
         client.execute_command("ACL SETUSER", "app", "on", ">pass@word", "~*", "+@all")
