@@ -106,7 +106,7 @@ def clock_cost() -> float:
 
 def cost(model: Model, some: Requests) -> tuple[float, float]:
     """Microseconds for one pick, and for one flow."""
-    spent(model, some[:2])  # builds rings and tables
+    spent(model, some)  # builds rings, tables and what is looked up by key
     reading = clock_cost()
     picks, flows, used = [], [], 0.0
     gc.disable()

@@ -12,7 +12,7 @@ peak_ewma            of two that are drawn, the quicker one: a peak counts at on
 random               drawn by weight
 source               by the client's address: rendezvous
 rendezvous KEY       the highest score of key and replica (Thaler and Ravishankar 1998)
-ketama KEY           clockwise on a ring with 160 points for each unit of weight (libketama)
+ketama KEY           clockwise on a ring, 160 points for each unit of weight (libketama, as nginx)
 maglev KEY           a table that all fill in turn (Maglev, NSDI 2016)
 bounded KEY PERCENT  rendezvous, but nobody above PERCENT of a fair share (arXiv 1608.01350)
 ===================  ==========================================================================
