@@ -205,7 +205,7 @@ def test_a_loop_that_goes_away_with_a_check_on_it_holds_nothing_up(health: Healt
         health.report(Endpoint.READY)
         until(lambda: calls)
     assert seen(health).status is Status.HEALTHY
-    assert len(calls) == 2
+    assert len(calls) > 1
 
 
 def test_a_forked_worker_runs_its_own_checks(health: Health) -> None:

@@ -107,6 +107,8 @@ def test_flask_login_logs_in_rotates_and_logs_out(flask_app: Flask, protection: 
     assert other.get("/account", base_url=HTTPS).status_code == 401
 
 
+# From Python 3.12 on there is a warning for what Flask-Login does with the time.
+@pytest.mark.filterwarnings("ignore:datetime.datetime.utcnow:DeprecationWarning")
 def test_flask_login_remembers_and_a_revocation_ends_the_session(flask_app: Flask) -> None:
     client = with_login(flask_app)
     client.get("/login/alice?remember=1", base_url=HTTPS)
