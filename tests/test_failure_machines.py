@@ -188,6 +188,19 @@ def test_a_server_that_comes_back_takes_from_the_queue_what_waits() -> None:
     assert asked.replica == "b2"
 
 
+def test_who_gives_up_leaves_the_queue_and_not_the_one_who_came_at_the_same_instant() -> None:
+    model = haproxy(1, maxconn=1)
+    first, _ = begun(model)
+    patient, wait = begun(model)
+    hasty, _ = begun(model)
+    hasty.close()
+    with pytest.raises(StopIteration):
+        first.send(Outcome(at=0.5, status=200))
+    (woken,) = model.woken()
+    assert woken is wait
+    assert isinstance(patient.send(None), Attempt)
+
+
 def begun(model: Model) -> tuple[Flow, object]:
     flow = model.serve(Request(), now=0.5)
     return flow, next(flow)

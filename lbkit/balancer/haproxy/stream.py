@@ -70,9 +70,9 @@ class Stream:
     attempts: list[str] = field(default_factory=list)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Pending:
-    """A stream that waits for a slot: of `node`, or of any server."""
+    """A stream that waits for a slot: of `node`, or of any server. No two are the same one."""
 
     wait: Wait
     node: Node | None
