@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.replicas import LONG, SERVERS, Clients, Replica, balancer, free_ports, get, until
 
-SETTINGS = {"LBKIT_PRE_STOP_DELAY": "1.2", "SLOW": "0.5"}
+SETTINGS = {"LBKIT_PRE_STOP_DELAY": "1.0", "SLOW": "0.5"}
 """Seconds. The delay is HAProxy's inter x fall, and more for a machine that is busy with tests."""
 
 

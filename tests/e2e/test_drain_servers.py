@@ -89,7 +89,7 @@ def closes_after_an_answer(replica: Replica) -> bool:
     return answer.will_close
 
 
-@pytest.mark.parametrize("server", ["waitress", "uvicorn --workers 2", "gunicorn gthread"])
+@pytest.mark.parametrize("server", ["waitress", "gunicorn gthread"])
 def test_a_request_in_flight_holds_the_hand_over_back(server: str, start: Start, tmp_path: Path) -> None:
     a_request_in_flight_is_answered(start(SERVERS[server], LBKIT_PRE_STOP_DELAY="0.1"), tmp_path)
 
