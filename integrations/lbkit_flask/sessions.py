@@ -46,14 +46,14 @@ class Session(WSGISession, SessionMixin):  # type: ignore[override]  # `new` is 
 
     def _open(self) -> None:
         super()._open()
-        if self.outage is not None and self.on_unavailable != "raise":
-            self.outage = unavailable(self.outage)
+        if self._outage is not None and self._on_unavailable != "raise":
+            self._outage = unavailable(self._outage)
 
     def _drive(self, flow: Generator[Any, Any, T]) -> T:
         try:
             return super()._drive(flow)
         except SessionUnavailable as error:
-            if self.on_unavailable == "raise":
+            if self._on_unavailable == "raise":
                 raise
             raise unavailable(error) from error
         except SessionConflict as error:
@@ -95,31 +95,29 @@ class RedisSessionInterface(SessionInterface):
 
     def save_session(self, app: Flask, session: SessionMixin, response: Response) -> None:  # noqa: ARG002
         """Flask calls it when its own hooks are through, before the head of the answer leaves."""
-        opened = cast(Session, session)
-        if opened.contents is None and opened.outage is None and opened.failure is None:
+        opened, sessions = cast(Session, session), self.sessions
+        if sessions.passes(opened):
             # What is used later, while the body is made, is kept at its end.
-            opened.departed = True
             if response.is_streamed:
-                response.call_on_close(partial(self.sessions.conclude_now, opened))
+                response.call_on_close(partial(sessions.conclude_now, opened))
             return
-        sessions = self.sessions
         refusal = sessions.drive(sessions.depart(opened, response.status_code))
         if refusal is not None:
             _replace(response, refusal)
             return
         headers = response.headers
-        if opened.contents is not None:
-            response.call_on_close(partial(self.sessions.conclude_now, opened))
+        if sessions.used(opened):
+            response.call_on_close(partial(sessions.conclude_now, opened))
             if "Vary" in headers:
                 response.vary.add("Cookie")
             else:
                 headers["Vary"] = "Cookie"
-        if opened.cookie_due is not None:
+        if (cookie := sessions.cookie_due(opened)) is not None:
             found, method = headers.get("Cache-Control", ""), opened._environ["REQUEST_METHOD"]
             private = kept_private(method, response.status_code, found, expires="Expires" in headers)
             if private is not None:
                 headers["Cache-Control"] = private
-            headers.add("Set-Cookie", opened.cookie_due)
+            headers.add("Set-Cookie", cookie)
 
 
 def unavailable(error: SessionUnavailable) -> Unavailable:

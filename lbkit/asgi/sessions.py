@@ -44,8 +44,8 @@ class Session(BareSession):
 
     async def load(self) -> Session:
         """Have the session ready to be used. A second time does nothing. Returns the session itself."""
-        if self.contents is None:
-            if self.loaded is None and self.outage is None:
+        if self._contents is None:
+            if self._loaded is None and self._outage is None:
                 await self._sessions.drive(self._sessions.flows.load(self))
             self._use()
         return self
@@ -55,13 +55,13 @@ class Session(BareSession):
         try:
             await self._sessions.carry(self._sessions.flows.save(self))
         except SessionError as error:
-            self.failure = error
+            self._failure = error
             raise
-        self.failure = None
+        self._failure = None
 
     async def reload(self) -> None:
         """Read again what other requests have written; what this one has changed stays changed."""
-        if self.contents is None:
+        if self._contents is None:
             await self.load()
         else:
             await self._sessions.drive(self._sessions.flows.reload(self))
@@ -84,18 +84,18 @@ class Session(BareSession):
             await self._sessions.carry(flows.unlock(self, token, keep=keep), brief=False)
 
     @property
-    def cookies(self) -> str:
+    def _cookies(self) -> str:
         return cookies(self._scope["headers"])
 
     @property
-    def device(self) -> dict[str, str]:
+    def _device(self) -> dict[str, str]:
         client = self._scope.get("client")
         agent = b"".join(value for name, value in self._scope["headers"] if name == b"user-agent")
         found = {"ip": client[0] if client else "", "agent": agent.decode("latin-1")[:200]}
         return {name: value for name, value in found.items() if value}
 
     @property
-    def on_unavailable(self) -> Literal["503", "anonymous", "raise"]:
+    def _on_unavailable(self) -> Literal["503", "anonymous", "raise"]:
         return self._sessions.options.on_unavailable
 
     def _open(self) -> None:
@@ -246,14 +246,14 @@ class SessionMiddleware:
         try:
             await self.app(scope, receive, answer.send)
         except Exception as error:
-            session.void = session.void or not sessions.options.save_on_error
+            session._void = session._void or not sessions.options.save_on_error
             if not (isinstance(error, SessionError) and await answer.refuse_for(error)):
                 raise
         finally:
             CURRENT.reset(token)
             # An app that has failed before it answered gets no new session: there is no cookie for it.
-            if (session.departed or session.key is not None) and sessions.flows.unfinished(session):
-                session.departed = True
+            if (session._departed or session._key is not None) and sessions.flows.unfinished(session):
+                session._departed = True
                 await sessions.carry(sessions.conclude(session))
 
     def _excluded(self, path: str) -> bool:
@@ -282,9 +282,9 @@ class Answer:
     def send(self, message: Message) -> Awaitable[None]:
         """Not a coroutine: for a request that has not used its session it saves a frame."""
         session = self._session
-        if session.contents is None and session.outage is None and session.failure is None:
+        if session._contents is None and session._outage is None and session._failure is None:
             if message["type"] in STARTS:
-                session.departed = True
+                session._departed = True
             return self._send(message)
         return self._carry(message)
 
@@ -293,7 +293,7 @@ class Answer:
         if self._refused:
             return True
         refusal = self._sessions.refusal(error)
-        if refusal is None or self._session.departed:
+        if refusal is None or self._session._departed:
             return False
         await self._refuse(refusal)
         return True
@@ -321,7 +321,7 @@ class Answer:
             await self._sessions.carry(self._sessions.conclude(self._session))
 
     async def _refuse(self, refusal: Refusal) -> None:
-        self._refused = self._session.departed = True
+        self._refused = self._session._departed = True
         kind = "http.response"
         if self._scope["type"] == "websocket":
             kind = "websocket.http.response"
@@ -335,10 +335,10 @@ class Answer:
     def _told(self, message: Message) -> Message:
         session = self._session
         headers = message.get("headers", ())
-        if session.contents is not None and not _varies(headers):
+        if session._contents is not None and not _varies(headers):
             message = {**message, "headers": [*headers, VARY]}
-        if session.cookie_due is not None:
-            message = with_cookie(message, self._scope.get("method", "GET"), session.cookie_due)
+        if session._cookie_due is not None:
+            message = with_cookie(message, self._scope.get("method", "GET"), session._cookie_due)
         return message
 
 

@@ -135,22 +135,37 @@ class AppSessions:
         """The session of the request that is being answered."""
         return CURRENT.get()
 
+    def passes(self, session: Session) -> bool:
+        """Has the app not used its session? Then the head of the answer may leave as it is."""
+        unused = session._contents is None and session._outage is None and session._failure is None
+        if unused:
+            session._departed = True
+        return unused
+
+    def used(self, session: Session) -> bool:
+        """Was the answer made with what the session holds? Then it is for nobody else."""
+        return session._contents is not None
+
+    def cookie_due(self, session: Session) -> str | None:
+        """The Set-Cookie that the answer must carry, after `depart`."""
+        return session._cookie_due
+
     def depart(self, session: Session, status: int) -> Flow[Refusal | None]:
         """The head of the answer is about to leave: keep the session, or say what to answer instead."""
         refusal = self._overruled(session, status)
         if refusal is not None or (status >= 500 and not self.options.save_on_error):
-            session.void = True
+            session._void = True
         try:
-            if not session.void:
+            if not session._void:
                 yield from self.flows.save(session)
         except BaseException as error:
             # What was refused once is not kept behind the client's back.
-            session.void = True
+            session._void = True
             if not isinstance(error, (SessionUnavailable, SessionConflict)):
                 raise
             refusal = self._failed(error)
         finally:
-            session.departed = True
+            session._departed = True
         return refusal
 
     def conclude(self, session: Session) -> Flow[None]:
@@ -158,7 +173,7 @@ class AppSessions:
         try:
             yield from self.flows.finish(session)
         except LbkitError as error:
-            session.void = True
+            session._void = True
             if session.modified:
                 self.line.count("lost_late")
                 logger.error("what was put into a session after the answer's head is lost: %s", error)
@@ -173,9 +188,9 @@ class AppSessions:
         return None
 
     def _overruled(self, session: Session, status: int) -> Refusal | None:
-        if status == 500 and session.failure is not None:
-            return self.refusal(session.failure)
-        if session.outage is None or not session.outage_told or self.options.on_unavailable != "503":
+        if status == 500 and session._failure is not None:
+            return self.refusal(session._failure)
+        if session._outage is None or not session._outage_told or self.options.on_unavailable != "503":
             return None
         promised = status < 400 and session.modified
         return UNAVAILABLE if status == 500 or promised else None
@@ -194,9 +209,9 @@ class AppSessions:
     def _own_key(self) -> str | None:
         """What the store calls the session of this request. It need not be loaded for that."""
         session = self.current()
-        if session is None or session.loaded is not None:
-            return None if session is None else session.key
-        presented = self.cookie.read(session.cookies)
+        if session is None or session._loaded is not None:
+            return None if session is None else session._key
+        presented = self.cookie.read(session._cookies)
         return None if presented is None else presented.key
 
     def _spared(self, except_current: bool) -> str | None:

@@ -102,32 +102,32 @@ class SessionFlows:
 
     def load(self, session: Session) -> Flow[None]:
         """Find the session that the cookie names. A store that does not answer becomes its `outage`."""
-        presented = self.cookie.read(session.cookies)
+        presented = self.cookie.read(session._cookies)
         if presented is None:
-            session.begin(None, Contents({}))
+            session._begin(None, Contents({}))
             return
-        session.presented = presented
+        session._presented = presented
         try:
             key, fields, first = yield from self._found(presented.key)
         except SessionUnavailable as error:
-            session.outage = error
+            session._outage = error
             return
         if fields is None or not self.account.lives(fields, self._wall()):
             self._line.count("missed")
-            session.begin(None, Contents({}))
+            session._begin(None, Contents({}))
             return
         # Who comes with an id that has been renewed is not told the new one.
-        session.sid = presented.sid if key == presented.key else None
+        session._sid = presented.sid if key == presented.key else None
         if self._encryption is not None:
-            session.root = self._encryption.root(presented.sid, first or {})
-        session.begin(key, Contents(fields, seal=self._seal(session.root)))
+            session._root = self._encryption.root(presented.sid, first or {})
+        session._begin(key, Contents(fields, seal=self._seal(session._root)))
 
     def reload(self, session: Session) -> Flow[None]:
         """Read again what others have written. What this request has changed stays changed."""
-        contents = session.contents
-        if contents is None or session.key is None:
+        contents = session._contents
+        if contents is None or session._key is None:
             return
-        session.key, fields, _ = yield from self._found(session.key)
+        session._key, fields, _ = yield from self._found(session._key)
         contents.forget_expectations()
         contents.renew(fields or {})
 
@@ -145,43 +145,43 @@ class SessionFlows:
     # Keeping.
 
     def save(self, session: Session) -> Flow[None]:
-        """Keep what the request has changed; `session.cookie_due` is then what the browser must get."""
-        contents = session.contents
+        """Keep what the request has changed; `session._cookie_due` is then what the browser must get."""
+        contents = session._contents
         if contents is None:
             return
         changed = contents.changed
         if self._strict:
             contents.expect_written()
-        if session.outage is not None:
+        if session._outage is not None:
             self._lose(contents, "unavailable")
-        elif session.key is None:
-            session.settle()
+        elif session._key is None:
+            session._settle()
             if changed:
                 yield from self._create(session, contents)
-        elif session.cleared or session.rotating or (changed and any(map(contents.altered, self._watched))):
+        elif session._cleared or session._rotating or (changed and any(map(contents.altered, self._watched))):
             yield from self._part(session, contents)
         elif self._renewable(session, contents):
             yield from self._renew(session, contents)
-        elif changed or session.touching:
+        elif changed or session._touching:
             yield from self._commit(session, contents)
         else:
             self._sign_again(session, contents)
 
     def unfinished(self, session: Session) -> bool:
         """After the answer: is there something left to keep?"""
-        contents = session.contents
-        if contents is None or session.void or session.outage is not None:
+        contents = session._contents
+        if contents is None or session._void or session._outage is not None:
             return False
         return session.modified or self._stale(session, contents)
 
     def finish(self, session: Session) -> Flow[None]:
         """As `save`, for what was left until the answer was over: also that the session was used at all."""
-        if session.contents is not None and self._stale(session, session.contents):
-            session.touching = True
+        if session._contents is not None and self._stale(session, session._contents):
+            session._touching = True
         yield from self.save(session)
 
     def _stale(self, session: Session, contents: Contents) -> bool:
-        return session.key is not None and self.account.stale(contents.raw, self._wall())
+        return session._key is not None and self.account.stale(contents.raw, self._wall())
 
     def _create(self, session: Session, contents: Contents) -> Flow[None]:
         self._refuse_late(session)
@@ -201,7 +201,7 @@ class SessionFlows:
         self.account.weigh(contents)
         sid = self._chance()
         key = key_of_id(sid)
-        own = self.account.opened(contents, session.device, now, created_at=created_at)
+        own = self.account.opened(contents, session._device, now, created_at=created_at)
         if USER in own:
             yield from self.roster.enter(own[USER], Entry(key, self.account.ends_at(now, created_at)))
         if self._encryption is not None and root is not None:
@@ -210,18 +210,18 @@ class SessionFlows:
         seal = self._seal(root)
         delta = contents.everything(own, self.account.ttl(contents, now, created_at), seal=seal)
         # Without a user it is the first step, and the only one unless an old id must end.
-        done = yield from self._ask("commit", key, delta, last=session.key is None)
+        done = yield from self._ask("commit", key, delta, last=session._key is None)
         return Begun(sid, key, root, seal, delta, done)
 
     def _settle(self, session: Session, contents: Contents, begun: Begun, now: float) -> None:
         contents.begun(begun.delta, begun.seal)
-        session.key, session.sid, session.root = begun.key, begun.sid, begun.root
-        session.settle()
+        session._key, session._sid, session._root = begun.key, begun.sid, begun.root
+        session._settle()
         self._tell(session, contents, now)
 
     def _part(self, session: Session, contents: Contents) -> Flow[None]:
         """This id is over: because the session is, or because it may do something else from now on."""
-        if next(iter(contents), None) is None and (session.cleared or not session.rotating):
+        if next(iter(contents), None) is None and (session._cleared or not session._rotating):
             yield from self._end(session, contents)
             return
         self._refuse_late(session)
@@ -237,24 +237,24 @@ class SessionFlows:
             self._lose(contents, "gone")
 
     def _renewable(self, session: Session, contents: Contents) -> bool:
-        return not session.departed and self.account.renewable(contents.raw, self._wall())
+        return not session._departed and self.account.renewable(contents.raw, self._wall())
 
     def _move(self, session: Session, contents: Contents, *, grace: bool) -> Flow[bool | None]:
         """Begin the session under a new id, then end the old one if nobody has written meanwhile.
 
         False: it had ended, and so has the new one. None, with `grace` only: it may as well be done later.
         """
-        now, before, old = self._wall(), contents.raw, session.key
-        fresh = session.cleared or any(map(contents.altered, self._watched))
+        now, before, old = self._wall(), contents.raw, session._key
+        fresh = session._cleared or any(map(contents.altered, self._watched))
         for attempt in range(ATTEMPTS):
             if (broken := contents.broken_expectation()) is not None:
                 self._line.count("conflicts")
                 raise SessionConflict(broken)
             created_at = now if fresh else int(contents.raw.get(CREATED, b"0"))
-            root = session.root if grace else None
+            root = session._root if grace else None
             begun = yield from self._begin(session, contents, now, created_at=created_at, root=root)
             # Where others write all the time, a login is more than what they have written last.
-            whole = grace or not (session.cleared or attempt == ATTEMPTS - 1)
+            whole = grace or not (session._cleared or attempt == ATTEMPTS - 1)
             ending = self._ending(contents, begun, grace=grace, whole=whole)
             over = yield from self._ask("commit", old, ending)
             if over.result is Result.OK:
@@ -270,7 +270,7 @@ class SessionFlows:
                 return False
             contents.renew(fields)
             if over.result is Result.MOVED:
-                session.key, session.sid = old, None
+                session._key, session._sid = old, None
                 if grace:  # somebody else has renewed it, and tells the browser
                     return None
         return None
@@ -297,7 +297,7 @@ class SessionFlows:
             return
         self._refuse(done)
         contents.kept(delta, done.counters)
-        session.settle()
+        session._settle()
         if lasting:
             self._tell(session, contents, now)
         else:
@@ -306,10 +306,10 @@ class SessionFlows:
     def _apply(self, session: Session, delta: Delta, *, last: bool = False) -> Flow[Committed]:
         """Commit where the session is now, should it have been renewed meanwhile."""
         for _ in range(HOPS):
-            done: Committed = yield from self._ask("commit", session.key, delta, last=last)
+            done: Committed = yield from self._ask("commit", session._key, delta, last=last)
             if done.result is not Result.MOVED:
                 return done
-            session.key, session.sid = done.moved_to, None
+            session._key, session._sid = done.moved_to, None
         return Committed(Result.GONE)
 
     def _end(self, session: Session, contents: Contents) -> Flow[None]:
@@ -317,16 +317,16 @@ class SessionFlows:
         before = contents.raw
         done = yield from self._apply(session, Delta(drop=True))
         self._line.count("ended")
-        yield from self.roster.strike(before, session.key or "")
-        session.begin(None, Contents({}))
-        session.contents, session.sid = session.loaded, None
-        session.settle()
+        yield from self.roster.strike(before, session._key or "")
+        session._begin(None, Contents({}))
+        session._contents, session._sid = session._loaded, None
+        session._settle()
         # Of one that had ended before, the browser may have the successor's cookie by now.
-        if done.result is Result.OK and not session.departed:
-            session.cookie_due = self.cookie.unset_cookie()
+        if done.result is Result.OK and not session._departed:
+            session._cookie_due = self.cookie.unset_cookie()
 
     def _refuse_late(self, session: Session) -> None:
-        if session.departed:
+        if session._departed:
             raise SessionError("a session with a new id needs a cookie, and the head of the answer has left")
 
     def _refuse(self, done: Committed) -> None:
@@ -354,14 +354,14 @@ class SessionFlows:
 
     def _tell(self, session: Session, contents: Contents, now: float) -> None:
         """The browser gets the id that the session has now."""
-        if session.sid is not None and not session.departed:
+        if session._sid is not None and not session._departed:
             max_age = int(self.options.remember) if self.account.permanent(contents) else None
-            session.cookie_due = self.cookie.set_cookie(session.sid, now, max_age=max_age)
+            session._cookie_due = self.cookie.set_cookie(session._sid, now, max_age=max_age)
 
     def _sign_again(self, session: Session, contents: Contents) -> None:
         """An old key has signed the cookie, or a quarter of its life is over."""
-        presented = session.presented
-        if presented is None or session.sid != presented.sid:
+        presented = session._presented
+        if presented is None or session._sid != presented.sid:
             return
         now = self._wall()
         ageing = now - presented.signed_at > self.options.remember / 4
@@ -375,7 +375,7 @@ class SessionFlows:
         token, deadline = self._chance(), self._line.clock() + timeout
         if session.new:
             return token  # nobody else knows it
-        while not (yield from self._ask("lock", session.key, token, ttl=LOCK_TTL)):
+        while not (yield from self._ask("lock", session._key, token, ttl=LOCK_TTL)):
             if self._line.clock() >= deadline:
                 raise SessionLocked(f"the session's lock was not free within {timeout:g} s")
             yield Pause(LOCK_PAUSE)
@@ -384,7 +384,7 @@ class SessionFlows:
 
     def unlock(self, session: Session, token: str, *, keep: bool) -> Flow[None]:
         """Keep what was changed under the lock, then give it back."""
-        key = session.key
+        key = session._key
         try:
             if keep:
                 yield from self.save(session)

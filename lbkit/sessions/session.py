@@ -25,38 +25,39 @@ T = TypeVar("T")
 class Session(MutableMapping[str, Any]):
     """Keys are text; values are what JSON has, and tuples, sets, bytes, dates, Decimal, UUID."""
 
-    # Defaults of the class, because most requests never get further than to have a session.
-    contents: Contents | None = None
+    # Defaults of the class, because most requests never get further than to have a session. Private, because
+    # in a template `session.device` is the attribute, and only then the key.
+    _contents: Contents | None = None
     """None until the app has used the session."""
 
-    loaded: Contents | None = None
-    key: str | None = None
+    _loaded: Contents | None = None
+    _key: str | None = None
     """What the store calls the session; None as long as it is not stored. No secret: it is a hash."""
 
-    presented: Presented | None = None
-    sid: str | None = None
+    _presented: Presented | None = None
+    _sid: str | None = None
     """The id; None as long as there is none, or it is none of this request's business."""
 
-    outage: SessionUnavailable | None = None
-    root: str | None = None
+    _outage: SessionUnavailable | None = None
+    _root: str | None = None
     """The id by which values are encrypted: that of the session before it was renewed."""
 
-    failure: SessionError | None = None
+    _failure: SessionError | None = None
     """What the app was told when it asked for more than reading and writing."""
 
-    cookie_due: str | None = None
+    _cookie_due: str | None = None
     """The Set-Cookie that the answer must carry."""
 
-    departed = False
+    _departed = False
     """The head of the answer has left: no cookie can follow it."""
 
-    void = False
+    _void = False
     """What has changed is not to be kept."""
 
-    cleared = False
-    rotating = False
-    touching = False
-    outage_told = False
+    _cleared = False
+    _rotating = False
+    _touching = False
+    _outage_told = False
     """Has the app used the session, and learned of the outage?"""
 
     # The one thing a carrier must know how to do.
@@ -66,23 +67,23 @@ class Session(MutableMapping[str, Any]):
         """Put `loaded` or `outage` in place."""
 
     @property
-    def cookies(self) -> str:
+    def _cookies(self) -> str:
         """The request's Cookie header."""
         return ""
 
     @property
-    def device(self) -> dict[str, str]:
+    def _device(self) -> dict[str, str]:
         """Who is at the other end: `ip` and `agent`, shown in the list of a user's sessions."""
         return {}
 
     @property
-    def on_unavailable(self) -> Literal["503", "anonymous", "raise"]:
+    def _on_unavailable(self) -> Literal["503", "anonymous", "raise"]:
         return "503"
 
     # A mapping.
 
     def __getitem__(self, key: str) -> Any:
-        return (self.contents or self._use()).get(key)
+        return (self._contents or self._use()).get(key)
 
     @overload
     def get(self, key: str) -> Any: ...
@@ -90,21 +91,21 @@ class Session(MutableMapping[str, Any]):
     def get(self, key: str, default: T) -> Any | T: ...
     def get(self, key: str, default: object = None) -> Any:
         try:
-            return (self.contents or self._use()).get(key)
+            return (self._contents or self._use()).get(key)
         except KeyError:
             return default
 
     def __setitem__(self, key: str, value: Any) -> None:
-        (self.contents or self._use()).set(key, value)
+        (self._contents or self._use()).set(key, value)
 
     def __delitem__(self, key: str) -> None:
-        (self.contents or self._use()).delete(key)
+        (self._contents or self._use()).delete(key)
 
     def __contains__(self, key: object) -> bool:
-        return key in (self.contents or self._use())
+        return key in (self._contents or self._use())
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.contents or self._use())
+        return iter(self._contents or self._use())
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -119,9 +120,9 @@ class Session(MutableMapping[str, Any]):
 
     def __repr__(self) -> str:
         """Without what it holds: a repr ends up in logs."""
-        if self.contents is None:
+        if self._contents is None:
             return f"<{type(self).__name__}, not used yet>"
-        return f"<{type(self).__name__}, {len(self)} keys{', new' if self.key is None else ''}>"
+        return f"<{type(self).__name__}, {len(self)} keys{', new' if self._key is None else ''}>"
 
     def __ior__(self, other: Mapping[str, Any]) -> Session:
         self.update(other)
@@ -135,28 +136,28 @@ class Session(MutableMapping[str, Any]):
 
         What is put in afterwards begins another session, with an id of its own.
         """
-        (self.contents or self._use()).clear()
-        self.cleared = True
+        (self._contents or self._use()).clear()
+        self._cleared = True
 
     # What a session can do besides.
 
     @property
     def new(self) -> bool:
         """Not stored yet."""
-        if self.contents is None:
+        if self._contents is None:
             self._use()
-        return self.key is None
+        return self._key is None
 
     @property
     def available(self) -> bool:
         """False when the store did not answer, and the app is to go on without."""
-        if self.contents is None:
+        if self._contents is None:
             self._use()
-        return self.outage is None
+        return self._outage is None
 
     @property
     def accessed(self) -> bool:
-        return self.contents is not None
+        return self._contents is not None
 
     @accessed.setter
     def accessed(self, value: bool) -> None:
@@ -165,14 +166,14 @@ class Session(MutableMapping[str, Any]):
     @property
     def modified(self) -> bool:
         """Is there anything to keep? Changes inside of lists and dicts are seen, too."""
-        return self.contents is not None and (self.touching or self.cleared or self.contents.changed)
+        return self._contents is not None and (self._touching or self._cleared or self._contents.changed)
 
     @modified.setter
     def modified(self, value: bool) -> None:
         """True counts as a use of the session, which then lasts longer. What has changed is known anyhow."""
-        if self.contents is None:
+        if self._contents is None:
             self._use()
-        self.touching = bool(value)
+        self._touching = bool(value)
 
     @property
     def permanent(self) -> bool:
@@ -188,35 +189,35 @@ class Session(MutableMapping[str, Any]):
 
         Happens by itself when a key of `SessionOptions.watch` changes.
         """
-        if self.contents is None:
+        if self._contents is None:
             self._use()
-        self.rotating = True
+        self._rotating = True
 
     def incr(self, key: str, by: int = 1) -> None:
         """Add to a counter in the store, so that of two requests at once each one counts."""
-        (self.contents or self._use()).add(key, by)
+        (self._contents or self._use()).add(key, by)
 
     def expect(self, key: str) -> None:
         """Keep nothing if another request changes this key before we are done: SessionConflict, 409."""
-        (self.contents or self._use()).expect(key)
+        (self._contents or self._use()).expect(key)
 
-    def begin(self, key: str | None, contents: Contents) -> None:
+    def _begin(self, key: str | None, contents: Contents) -> None:
         """What the flows have found."""
-        self.key = key
-        self.loaded = contents
+        self._key = key
+        self._loaded = contents
 
-    def settle(self) -> None:
+    def _settle(self) -> None:
         """What was asked for besides changes is done."""
-        self.cleared = self.rotating = self.touching = False
+        self._cleared = self._rotating = self._touching = False
 
     def _use(self) -> Contents:
         """The first use. When the store does not answer, the second finds an empty session: an error page
         may ask who is logged in."""
-        if self.loaded is None and self.outage is None:
+        if self._loaded is None and self._outage is None:
             self._open()
-        if self.outage is not None:
-            policy, told, self.outage_told = self.on_unavailable, self.outage_told, True
+        if self._outage is not None:
+            policy, told, self._outage_told = self._on_unavailable, self._outage_told, True
             if policy == "raise" or (policy == "503" and not told):
-                raise self.outage
-        self.contents = self.loaded or Contents({})
-        return self.contents
+                raise self._outage
+        self._contents = self._loaded or Contents({})
+        return self._contents

@@ -42,7 +42,7 @@ class Session(BareSession):
 
     def reload(self) -> None:
         """Read again what other requests have written; what this one has changed stays changed."""
-        if self.contents is None:
+        if self._contents is None:
             self._use()
         else:
             self._drive(self._sessions.flows.reload(self))
@@ -64,16 +64,16 @@ class Session(BareSession):
             self._drive(flows.unlock(self, token, keep=keep))
 
     @property
-    def cookies(self) -> str:
+    def _cookies(self) -> str:
         found: str = self._environ.get("HTTP_COOKIE", "")
         return found
 
     @property
-    def device(self) -> dict[str, str]:
+    def _device(self) -> dict[str, str]:
         return named(self._environ.get("REMOTE_ADDR"), self._environ.get("HTTP_USER_AGENT"))
 
     @property
-    def on_unavailable(self) -> Literal["503", "anonymous", "raise"]:
+    def _on_unavailable(self) -> Literal["503", "anonymous", "raise"]:
         return self._sessions.options.on_unavailable
 
     def _open(self) -> None:
@@ -83,9 +83,9 @@ class Session(BareSession):
         try:
             done = self._sessions.drive(flow)
         except SessionError as error:
-            self.failure = error
+            self._failure = error
             raise
-        self.failure = None
+        self._failure = None
         return done
 
 
@@ -208,10 +208,10 @@ class Answer:
         if self._refusal is not None:
             self._start(self._refusal)
             return lambda _: None
-        if session.contents is not None:
+        if self._sessions.used(session):
             headers = varied(headers)
-        if session.cookie_due is not None:
-            headers = with_cookie(status, headers, self._method, session.cookie_due)
+        if (cookie := self._sessions.cookie_due(session)) is not None:
+            headers = with_cookie(status, headers, self._method, cookie)
         if exc_info is None:
             return self._start_response(status, headers)
         return self._start_response(status, headers, exc_info)

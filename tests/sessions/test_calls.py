@@ -45,7 +45,7 @@ def begun(sessions: Sessions, **values: Any) -> dict[str, Any]:
     session = sessions.open({})
     session.update(values)
     session.save()
-    return {"HTTP_COOKIE": str(session.cookie_due).partition(";")[0]}
+    return {"HTTP_COOKIE": str(session._cookie_due).partition(";")[0]}
 
 
 def test_save_keeps_at_once_and_the_cookie_is_due(sessions: Sessions) -> None:
@@ -196,6 +196,15 @@ def test_it_is_a_mapping_with_a_dicts_manners(sessions: Sessions) -> None:
     assert not sessions.open({})
 
 
+def test_a_template_finds_the_keys_of_the_app(sessions: Sessions) -> None:
+    """`{{ session.device }}` asks for an attribute first, so there are as few as the work allows."""
+    public = {name for name in dir(sessions.open({})) if not name.startswith("_")}
+    assert public - set(dir(dict)) == {
+        "accessed", "available", "expect", "incr", "lock", "modified", "new", "permanent", "reload",
+        "rotate", "save",
+    }  # fmt: skip
+
+
 def test_modified_sees_nested_changes_and_reading_is_none(sessions: Sessions) -> None:
     session = sessions.open(begun(sessions, cart={"lines": [1]}, n=1))
     assert (session.accessed, session.modified, session.new) == (False, False, False)
@@ -213,7 +222,7 @@ def test_a_new_session_is_available_and_new(sessions: Sessions) -> None:
     session.clear()
     session.rotate()
     session.save()
-    assert session.cookie_due is None  # nothing was there, nothing is
+    assert session._cookie_due is None  # nothing was there, nothing is
 
 
 def test_encrypted_values_can_be_read_by_the_cookie_alone(store: Any) -> None:
@@ -224,11 +233,11 @@ def test_encrypted_values_can_be_read_by_the_cookie_alone(store: Any) -> None:
     session["cart"].append("milk")
     session["user_id"] = "alice"  # a new id: everything is encrypted anew
     session.save()
-    environ = {"HTTP_COOKIE": str(session.cookie_due).partition(";")[0]}
+    environ = {"HTTP_COOKIE": str(session._cookie_due).partition(";")[0]}
     found = sessions.open(environ)
     assert found["cart"] == ["tea", "milk"]
     assert found["word"] == "tea for three"
-    assert b"tea" not in b"".join(store.load(found.key).values())
+    assert b"tea" not in b"".join(store.load(found._key).values())
     assert not sessions.open(environ).modified
     with pytest.raises(SessionTypeError, match="the store cannot add to what is encrypted"):
         found.incr("n")
@@ -244,7 +253,7 @@ def test_an_encrypted_session_that_is_renewed_can_be_followed_by_the_old_id(stor
         session = sessions.open(cookies[-1])
         session["n"] = renewal
         session.save()
-        cookies.append({"HTTP_COOKIE": str(session.cookie_due).partition(";")[0]})
+        cookies.append({"HTTP_COOKIE": str(session._cookie_due).partition(";")[0]})
         for cookie in cookies:
             follower = sessions.open(cookie)
             assert follower == {"word": "tea for three", "user_id": "alice", "n": renewal}
@@ -252,7 +261,7 @@ def test_an_encrypted_session_that_is_renewed_can_be_followed_by_the_old_id(stor
         follower = sessions.open(cookies[0])
         follower["from"] = f"the first id, {renewal}"
         follower.save()
-        assert follower.cookie_due is None
+        assert follower._cookie_due is None
         newest = sessions.open(cookies[-1])
         assert newest.pop("from") == f"the first id, {renewal}"
         newest.save()
@@ -262,10 +271,10 @@ def test_an_encrypted_session_that_is_renewed_can_be_followed_by_the_old_id(stor
     last.rotate()  # and here they all end
     last.save()
     assert [dict(sessions.open(cookie)) for cookie in cookies] == [{}] * 4
-    rotated = sessions.open({"HTTP_COOKIE": str(last.cookie_due).partition(";")[0]})
+    rotated = sessions.open({"HTTP_COOKIE": str(last._cookie_due).partition(";")[0]})
     assert rotated["word"] == "tea for three"
-    assert rotated.key is not None
-    assert ROOT not in store.load(rotated.key)
+    assert rotated._key is not None
+    assert ROOT not in store.load(rotated._key)
 
 
 def test_except_current_spares_the_session_of_the_request_alone(sessions: Sessions) -> None:

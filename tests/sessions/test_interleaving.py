@@ -55,7 +55,7 @@ class Interleaving(RuleBasedStateMachine):
         self.stored = {"a": 0}
 
     def _take(self, session: Session) -> None:
-        self.environ = {"HTTP_COOKIE": str(session.cookie_due).partition(";")[0]}
+        self.environ = {"HTTP_COOKIE": str(session._cookie_due).partition(";")[0]}
 
     @precondition(lambda self: len(self.running) < 3)
     @rule()
@@ -128,14 +128,14 @@ class Interleaving(RuleBasedStateMachine):
         request.session.save()
         if request.generation == self.generation and request.parts:
             self.generation += 1
-            if request.session.key is None:
+            if request.session._key is None:
                 self.begin_anew()
             else:
                 self._take(request.session)
-        elif request.generation == self.generation and request.session.cookie_due:
+        elif request.generation == self.generation and request.session._cookie_due:
             self._take(request.session)  # it was renewed
         else:
-            assert request.session.cookie_due is None
+            assert request.session._cookie_due is None
         if not self.running:
             self.renewals = 0
 
