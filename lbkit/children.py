@@ -24,6 +24,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -215,10 +216,12 @@ class Child:
             self._reader.start()
 
     def _read(self, stderr: IO[bytes]) -> None:
-        for raw in stderr:
-            line = raw.decode(errors="replace").rstrip()
-            self._words.append(line)
-            print(f"{self.name} | {line}", file=sys.stderr)
+        # Ours may be closed before theirs is, and theirs while a grandchild still holds it.
+        with suppress(ValueError, OSError):
+            for raw in stderr:
+                line = raw.decode(errors="replace").rstrip()
+                self._words.append(line)
+                print(f"{self.name} | {line}", file=sys.stderr)
 
     def _last_words(self, otherwise: str) -> str:
         """The error that it ended with, in the one line that says what it was."""
