@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from lbkit.asgi.lifespan import Lifespan
+from lbkit.errors import StartupError
 from lbkit.testkit.bringing import PARTS, Brought, bring
 from lbkit.testkit.clone import remote
 from lbkit.testkit.isolation import AsgiInside, WsgiInside
@@ -89,7 +90,13 @@ class Fleet:
 
     def _make(self, space: Space) -> Any:
         began_at = time.perf_counter()
-        app = self.recipe.make(space, self._translate(space))
+        self.kit.making(self._own(), space)
+        try:
+            app = self.recipe.make(space, self._translate(space))
+        except StartupError:
+            # A registry that the test has cleared in its own process, or an import that failed half-way.
+            space.modules.clear()
+            app = self.recipe.make(space, self._translate(space))
         self.kit.report.boot_seconds += time.perf_counter() - began_at
         return app
 
@@ -112,7 +119,7 @@ class WsgiDoor:
         index = self.kit.pick(self.client)
         app = fleet.app(index)
         space = fleet.spaces[index]
-        served = self.kit.begin(space, app, environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""))
+        served = self.kit.begin(space, app, self.app, environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""))
 
         def started(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
             served.status = int(status[:3])
@@ -162,7 +169,7 @@ class AsgiDoor:
         app, space = fleet.app(index), fleet.spaces[index]
         if (lifespan := self._lifespans.get(index)) is not None:
             scope = {**scope, "state": lifespan.state.copy()}
-        served = self.kit.begin(space, app, scope.get("method", "WEBSOCKET"), scope["path"])
+        served = self.kit.begin(space, app, self.app, scope.get("method", "WEBSOCKET"), scope["path"])
         if scope["type"] == "websocket":
             self.open.append(served)
 

@@ -185,7 +185,7 @@ def _made(name: str) -> Callable[[Kit, ModuleType], None]:
             def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
                 kit.recipes.watch(self, sys._getframe(1))
                 if current() is None:
-                    kit.mirror.watch()  # the module that makes it may be set upon as soon as it is imported
+                    kit.made(self)
                 original(self, *args, **kwargs)
 
             return __init__

@@ -76,6 +76,9 @@ class Turn:
     single: bool = False
     policy: str = ""
     allow: tuple[str, ...] = ()
+    cloned: bool = False
+    """Whether it has asked an app whose replicas are forked."""
+
     reached: set[str] = field(default_factory=set)
     rows: list[Row] = field(default_factory=list)
     chance: random.Random = field(default_factory=random.Random)
@@ -87,6 +90,9 @@ class Served:
 
     space: Space
     app: Any
+    own: Any
+    """The test process's own app, of which `app` is a replica."""
+
     method: str
     path: str
     turn: Turn
@@ -112,6 +118,10 @@ class Watcher:
     def during(self, served: Served, /) -> None: ...
 
     def after(self, served: Served, /) -> None: ...
+
+    def made(self, own: Any, /) -> None: ...
+
+    def making(self, own: Any, space: Space, /) -> None: ...
 
     def booted(self, fleet: Fleet, space: Space, app: Any, /) -> None: ...
 
@@ -237,9 +247,10 @@ class Kit:
             self._bound[client] = index
         return index
 
-    def begin(self, space: Space, app: Any, method: str, path: str) -> Served:
-        served = Served(space, app, method, path, self.turn, self.clock())
+    def begin(self, space: Space, app: Any, own: Any, method: str, path: str) -> Served:
+        served = Served(space, app, own, method, path, self.turn, self.clock())
         served.turn.reached.add(space.name)
+        served.turn.cloned |= space not in self.spaces
         for watcher in self.watchers:
             watcher.before(served)
         return served
@@ -262,6 +273,16 @@ class Kit:
         served.turn.rows.append(row)
         for watcher in self.watchers:
             watcher.after(served)
+
+    def made(self, own: Any) -> None:
+        """A framework's app was made in the test process."""
+        self.mirror.watch()  # the module that makes it may be set upon as soon as it is imported
+        for watcher in self.watchers:
+            watcher.made(own)
+
+    def making(self, own: Any, space: Space) -> None:
+        for watcher in self.watchers:
+            watcher.making(own, space)
 
     def booted(self, fleet: Fleet, space: Space, app: Any) -> None:
         for watcher in self.watchers:

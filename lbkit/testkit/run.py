@@ -15,6 +15,7 @@ from lbkit.testkit.annotations import github_lines, junit_properties
 from lbkit.testkit.findings import Finding, Oracle, Report, Verdict
 from lbkit.testkit.following import follow_mock, follow_monkeypatch, follow_reload
 from lbkit.testkit.frameworks import put_under
+from lbkit.testkit.in_memory import InMemory
 from lbkit.testkit.kit import Kit, Settings
 from lbkit.testkit.oracles.boot import REMEDY as SECRET_REMEDY
 from lbkit.testkit.oracles.boot import BootDiff, is_secret
@@ -97,14 +98,16 @@ class Reporter:
 
     def classify(self) -> None:
         """Run what failed again, in fresh processes."""
-        failed = [each.what for each in self.report.of(Oracle.ASSERTION)]
+        failed = [
+            each.what for each in self.report.of(Oracle.ASSERTION) if each.verdict is Verdict.UNCONFIRMED
+        ]
         if not failed:
             return
         here = {test: self._from_here(test) for test in failed}
         outcomes = self._rerun().outcomes(list(here.values()))
         self.report.findings = [
             replace(each, verdict=verdict(each.what, outcomes, state=bool(each.state)))
-            if each.oracle is Oracle.ASSERTION
+            if each.verdict is Verdict.UNCONFIRMED
             else each
             for each in self.report.findings
         ]
@@ -140,7 +143,13 @@ class Run(Reporter):
         self.report = self.kit.report
         self.state = StateWatch(self.kit) if settings.watch else None
         self.disk = DiskWatch(self.kit)
-        self.kit.watchers += [BootDiff(self.kit), self.disk, *([self.state] if self.state else [])]
+        self.memory = InMemory(self.kit)
+        self.kit.watchers += [
+            BootDiff(self.kit),
+            self.memory,
+            self.disk,
+            *([self.state] if self.state else []),
+        ]
         if settings.differ:
             self.kit.differ = DifferentialGet(self.kit)
             self.kit.watchers.append(self.kit.differ)
@@ -172,8 +181,12 @@ class Run(Reporter):
                 tests=(report.nodeid,),
                 state=tuple(self.state.written_in(report.nodeid)) if self.state else (),
                 remedy=REMEDY,
-                verdict=Verdict.UNCONFIRMED,
+                verdict=Verdict.HARNESS if self._is_blind(report.nodeid) else Verdict.UNCONFIRMED,
             )
+
+    def _is_blind(self, test: str) -> bool:
+        """Whether a failure can come from a database that forked replicas have copies of."""
+        return self.kit.turn.cloned and test in self.memory.used_by
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self) -> None:

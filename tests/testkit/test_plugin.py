@@ -477,3 +477,67 @@ def test_an_async_test_asks_replicas_that_run_side_by_side(tmp_path: Path) -> No
     )
     ran = run(tmp_path, "-p", "pytest_asyncio.plugin", "-o", "asyncio_default_fixture_loop_scope=function")
     assert ran.outcomes == {"passed": 1}, ran.output
+
+
+IN_MEMORY = """
+import flask, sqlite3
+MINE = sqlite3.connect(":memory:")
+MINE.execute("CREATE TABLE own (x)")
+
+def create_app(database):
+    app = flask.Flask(__name__)
+    app.database = sqlite3.connect(database)
+
+    @app.post("/")
+    def add():
+        app.database.execute("INSERT INTO item VALUES (1)")
+        app.database.commit()
+        return ""
+
+    @app.get("/")
+    def count():
+        return str(app.database.execute("SELECT count(*) FROM item").fetchone()[0])
+
+    @app.get("/own")
+    def own():
+        MINE.execute("INSERT INTO own VALUES (1)")
+        return str(MINE.execute("SELECT count(*) FROM own").fetchone()[0])
+
+    return app
+"""
+
+
+def test_the_in_memory_database_of_a_test_is_the_one_that_replicas_share(tmp_path: Path) -> None:
+    (tmp_path / "tk_memory.py").write_text(IN_MEMORY)
+    (tmp_path / "test_memory.py").write_text(
+        "import pytest, sqlite3, tk_memory\n"
+        "@pytest.mark.parametrize('number', range(3))\n"
+        "def test_it(number):\n"
+        "    app = tk_memory.create_app(':memory:')\n"
+        "    app.database.execute('CREATE TABLE item (x)')\n"
+        "    client = app.test_client()\n"
+        "    for _ in range(3): client.post('/')\n"
+        "    assert [client.get('/').text for _ in range(3)] == ['3'] * 3\n"
+        "    assert sqlite3.connect(':memory:').execute('SELECT * FROM sqlite_master').fetchall() == []\n"
+        "    if not number: assert [client.get('/own').text for _ in range(3)] == ['1'] * 3\n"
+    )
+    ran = run(tmp_path)
+    assert ran.outcomes == {"passed": 3}, ran.output
+    assert "3 in-memory SQLite databases were shared" in ran.output
+
+
+def test_forked_replicas_with_copies_of_a_database_in_memory_are_no_finding(tmp_path: Path) -> None:
+    (tmp_path / "tk_memory.py").write_text(IN_MEMORY)
+    (tmp_path / "test_memory.py").write_text(
+        "import tk_memory\n"
+        "def test_it():\n"
+        "    app = tk_memory.create_app(':memory:')\n"
+        "    app.database.execute('CREATE TABLE item (x)')\n"
+        "    client = app.test_client()\n"
+        "    for _ in range(3): client.post('/')\n"
+        "    assert client.get('/').text == '3'\n"
+    )
+    ran = run(tmp_path, "--replica-isolation=clone")
+    (test,) = ran.found(Oracle.ASSERTION)
+    assert test.verdict is Verdict.HARNESS
+    assert "nothing that 1 tests touch depends on which replica answers" in ran.output
