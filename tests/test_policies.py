@@ -118,21 +118,33 @@ def test_smooth_weighted_round_robin_gives_each_its_weight_in_every_cycle(weight
 
 @given(
     st.integers(1, 5),
+    st.booleans(),
     st.lists(
-        st.tuples(st.sampled_from(["b2", "b3", "b1"]), st.sampled_from([None, *Fault]), st.integers(0, 3)),
+        st.tuples(
+            st.sampled_from(["b2", "b3", "b1"]),
+            st.sampled_from(["", "down", "up", "drain", *Fault]),
+            st.integers(0, 3),
+        ),
         max_size=30,
     ),
 )
 def test_the_short_cut_of_equal_weights_gives_the_sequence_of_the_rule(
-    weight: int, steps: list[tuple[str, Fault | None, int]]
+    weight: int, backup: bool, steps: list[tuple[str, str | Fault, int]]
 ) -> None:
     """A limit that nobody reaches makes servers that differ, so that nothing is cut short."""
-    servers = [Server(name=f"b{n}", address=f"b{n}", weight=weight, fail_timeout=2) for n in (1, 2, 3)]
+    servers = [
+        Server(name=f"b{n}", address=f"b{n}", weight=weight, fail_timeout=2, backup=backup and n == 3)
+        for n in (1, 2, 3)
+    ]
     quick, slow = Nginx(servers), Nginx([replace(server, max_conns=10**6) for server in servers])
     now = 0.5
-    for name, fault, seconds in steps:
+    for name, what, seconds in steps:
         now += seconds
-        broken = {name: fault} if fault else {}
+        for model in (quick, slow):
+            if what in ("down", "up", "drain"):
+                mode = Mode.DRAIN if what == "drain" else Mode.READY
+                model.tell(name, Standing(up=what != "down", mode=mode))
+        broken = {name: what} if isinstance(what, Fault) else {}
         assert run(quick, broken, now=now) == run(slow, broken, now=now)
 
 
