@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from random import Random
 from typing import TypeVar
 
@@ -19,6 +19,11 @@ class Chance:
 
     def one(self, options: Sequence[T]) -> T:
         return options[self.rng.randrange(len(options))]
+
+    def share(self, options: Sequence[tuple[int, T]], names: Callable[[T], Collection[str]]) -> T:
+        """One of the options, each with the percentage up to which it is drawn. `names`: whom it leads to."""
+        point = self.rng.randrange(100) + 1
+        return next(option for upto, option in options if point <= upto)
 
     def two(self, count: int, decide: Callable[[int, int], T]) -> T:
         """Draw two numbers below `count`, with replacement, and let `decide` make a result of them."""

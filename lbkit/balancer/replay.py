@@ -16,7 +16,7 @@ distribution                                    the shares, within 4 standard er
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import sqrt
 from random import Random
@@ -103,6 +103,11 @@ class Guided(Chance):
             return options[names.index(self._wanted.pop(0))]
         refused = [option for option, name in zip(options, names, strict=True) if name in self._refusing]
         return refused[0] if refused else super().one(options)
+
+    def share(self, options: Sequence[tuple[int, T]], names: Callable[[T], Collection[str]]) -> T:
+        wanted = self._wanted[:1] or self._refusing
+        fitting = [option for _, option in options if set(names(option)) & set(wanted)]
+        return fitting[0] if fitting else super().share(options, names)
 
     def two(self, count: int, decide: Callable[[int, int], T]) -> T:
         if not (self._wanted or self._refusing):

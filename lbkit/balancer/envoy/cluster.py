@@ -282,24 +282,30 @@ class Envoy:
     # -- which host
 
     def _pick(self, hashed: int | None, tried: Sequence[str]) -> Host | None:
-        value = hashed if hashed is not None else self._chance.rng.getrandbits(64)
-        host = self._draw(value, 0)
+        host = self._draw(hashed, 0)
         # Without the predicate a retry asks for the same: what is hashed goes to the same host again.
         for draw in range(self._retries.draws if self._retries.previous_hosts and tried else 0):
             if host is None or host.name not in tried:
                 break
-            host = self._draw(value, draw + 1)
+            host = self._draw(hashed, draw + 1)
         return host
 
-    def _draw(self, value: int, attempt: int) -> Host | None:
+    def _draw(self, hashed: int | None, attempt: int) -> Host | None:
+        """Without a hash, priority and host are drawn."""
         source = self._sources[0][1]
-        if len(self._sources) > 1:
-            point = value % 100 + 1
+        if len(self._sources) > 1 and hashed is None:
+            source = self._chance.share(self._sources, self._whom)
+        elif len(self._sources) > 1 and hashed is not None:
+            point = hashed % 100 + 1
             source = next(source for reached, source in self._sources if point <= reached)
         if source not in self._current:
             self._current[source] = self._chooser(source)
         chooser = self._current[source]
+        value = self._chance.rng.getrandbits(64) if hashed is None else hashed
         return chooser.choose(value, attempt) if chooser is not None else None
+
+    def _whom(self, source: Source) -> list[str]:
+        return [host.name for host in self._members[source[0]] if source[1] or host.usable]
 
     def _chooser(self, source: Source) -> Chooser | None:
         """The same one as long as the hosts are the same: its rotation goes on."""
