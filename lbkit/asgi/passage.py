@@ -303,6 +303,8 @@ class Try:
         if judged.set_cookie != own:
             headers = [header for header in headers if header[0].lower() != SET_COOKIE]
             headers += [(SET_COOKIE, line.encode("latin-1")) for line in judged.set_cookie]
+        if judged.headers:
+            headers += [(name.encode(), value.encode("latin-1")) for name, value in judged.headers.items()]
         if self.member.header is not None:
             headers.append(self.member.header)
         await self.passage.send({**message, "headers": headers})

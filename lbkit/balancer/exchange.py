@@ -169,6 +169,7 @@ class Answer:
     set_cookie: tuple[str, ...] = ()
     log: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
+    """Those that the balancer adds of its own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -313,7 +313,7 @@ class Try:
         if judged.set_cookie != own:
             headers = [each for each in headers if each[0].lower() != "set-cookie"]
             headers += [("Set-Cookie", line) for line in judged.set_cookie]
-        headers = headers + passage.balancer.named[self.member.name]
+        headers = [*headers, *judged.headers.items(), *passage.balancer.named[self.member.name]]
         self._server_write = passage.start_response(text, headers)
 
     def _failed(self, error: Exception) -> Step:

@@ -248,6 +248,13 @@ def test_a_client_with_the_profiles_cookie_stays_and_the_apps_cookies_are_left_a
     assert [told.ask(headers=headers).headers["x-lbkit-replica"] for _ in range(5)] == [home] * 5
 
 
+def test_an_answer_that_brings_haproxys_cookie_is_out_of_reach_of_a_shared_cache(gateway: Gateway) -> None:
+    told = Told(gateway, profile="haproxy@2.6", sticky="route")
+    assert told.ask().headers["cache-control"] == "private"
+    assert "cache-control" not in told.ask(method="POST").headers
+    assert "cache-control" not in told.ask(headers={"Cookie": "route=web2"}).headers
+
+
 def test_haproxy_takes_its_own_cookie_out_of_what_the_replica_sees(gateway: Gateway) -> None:
     told = Told(gateway, profile="haproxy@2.6", sticky="route")
     told.ask(headers={"Cookie": "theme=dark; route=web2"})

@@ -283,9 +283,9 @@ class Haproxy(Servers):
         outcome: Outcome | None = None,
         letters: str = "--",
     ) -> Answer:
-        cookies = outcome.set_cookie if outcome else ()
+        cookies, headers = outcome.set_cookie if outcome else (), {}
         if stream.ck is not None and node is not None and outcome is not None:
-            cookies = stream.ck.response(node, outcome)
+            cookies, headers = stream.ck.response(node, outcome), stream.ck.caching(outcome)
         pair = stream.ck.letter + stream.ck.answer_letter if stream.ck else "--"
         retries = f"{'+' * (stream.moved and stream.retries > 0)}{stream.retries}"
         return Answer(
@@ -294,4 +294,5 @@ class Haproxy(Servers):
             attempts=tuple(stream.attempts),
             set_cookie=cookies,
             log=f"{retries} {letters}{pair}",
+            headers=headers,
         )

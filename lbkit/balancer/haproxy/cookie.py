@@ -23,6 +23,9 @@ __all__ = ["Cookie", "Persistence", "dynamic_value", "stamp"]
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 DAY = 86400
+CACHEABLE = frozenset({200, 203, 204, 206, 300, 301, 404, 405, 410, 414, 501})
+"""RFC 9110, section 15.1: what a cache may keep without being told so."""
+
 REMOVAL = "; Expires=Thu, 01-Jan-1970 00:00:01 GMT; path=/"
 
 
@@ -128,6 +131,14 @@ class Persistence:
             self.answer_letter = "U" if node.cookie and self.node is not None else "I"
             kept.append(self._text(node))
         return tuple(kept)
+
+    def caching(self, outcome: Outcome) -> dict[str, str]:
+        """`nocache`: what a cache might keep, and hand our cookie to others with, it is told not to."""
+        told = outcome.headers.get("cache-control", "")
+        kept_apart = any(word in told for word in ("private", "no-store", "no-cache"))
+        cacheable = self.request.method in ("GET", "HEAD") and outcome.status in CACHEABLE and not kept_apart
+        asked = self.cookie.nocache and self.answer_letter in ("I", "U") and cacheable
+        return {"cache-control": "private"} if asked else {}
 
     def _own(self, line: str, node: Node) -> str:
         """What becomes of a cookie that the app sets itself; empty when it is deleted."""
