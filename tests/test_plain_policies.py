@@ -178,6 +178,16 @@ def test_who_is_full_gets_nothing_and_all_full_is_a_503() -> None:
     assert picks(model, 2) == ["b2", "b2"]
 
 
+def test_weights_are_honoured_unless_the_policy_that_is_asked_for_has_none() -> None:
+    places = [Place(name="web1", weight=3), Place(name="web2")]
+    profile = profile_named("plain")
+    assert profile.policy_of(places) == "weighted"
+    model = profile.model(places)
+    assert Counter(decide(model, Request()).replica for _ in range(8)) == {"web1": 6, "web2": 2}
+    with pytest.raises(ConfigError, match="need the policy weighted"):
+        profile.model(places, policy="round_robin")
+
+
 def test_a_share_takes_weight_from_a_degraded_replica_alone() -> None:
     model = plain(1, 1, policy="weighted")
     model.tell("b2", Standing(share=0.25))

@@ -53,8 +53,9 @@ def explain(
     chosen = profile_named(profile)
     places = _places(replicas, address, weight, down, backup)
     request = Request(method, path, _address(client), _headers(header))
+    policy = chosen.policy_of(places, policy)
     model = _model(chosen, places, policy)
-    click.echo(f"{chosen.name} ({chosen.equivalence}), {policy or chosen.policies[0]}")
+    click.echo(f"{chosen.name} ({chosen.equivalence}), {policy}")
     for decision in [decide(model, request, rule=chosen.rule(policy)) for _ in range(times)]:
         click.echo(f"{method} {path} -> {_said(decision)}")
     for reason, names in _grouped(decision):

@@ -224,6 +224,8 @@ def traefik(setup: Setup) -> Model:
 def plain(setup: Setup) -> Model:
     if setup.retry or setup.sticky:
         raise ConfigError("the profile plain has no sticky and no retry of its own")
+    if setup.policy == "round_robin" and any(place.weight != 1 for place in setup.places):
+        raise ConfigError("round_robin takes each in turn, whatever it weighs: need the policy weighted")
     members = [
         PlainMember(p.name, p.hashed, weight=p.weight, limit=p.max_conns, backup=p.backup)
         for p in setup.places

@@ -60,6 +60,9 @@ class Profile:
     quick: tuple[str, ...] = ()
     """The first words of the policies that do not look at every replica for each pick."""
 
+    unweighted: tuple[str, str] | None = None
+    """A default that does not look at weights, and the policy to take in its place when there are some."""
+
     checks: CheckRules = field(default_factory=CheckRules)
     """How it checks its replicas when it is asked to."""
 
@@ -77,6 +80,13 @@ class Profile:
         alike = [each for each in self.rules if _first_word(each) == _first_word(policy)]
         return self.rules[(fitting or alike)[0]] if fitting or alike else policy
 
+    def policy_of(self, places: Sequence[Place], policy: str = "") -> str:
+        """The policy that is meant when this one is asked for; empty: the default, which honours weights."""
+        if policy or self.unweighted is None:
+            return policy or self.policies[0]
+        plain, weighted = self.unweighted
+        return weighted if any(place.weight != 1 for place in places) else plain
+
     def model(
         self,
         places: Sequence[Place],
@@ -88,6 +98,8 @@ class Profile:
     ) -> Model:
         """A balancer of this kind. Raises ConfigError for what the real one does not have."""
         self._refuse_nonsense(places)
+        if self.unweighted is not None:
+            policy = self.policy_of(places, policy)
         self._refuse_linear(places, policy, allow_linear=allow_linear)
         return self.build(Setup(places, policy, rng or Random(), options or Options()))
 
@@ -266,6 +278,14 @@ PROFILES = {
             quick=("wrr",),
             checks=CheckRules(rise=1, fall=1, inter=30.0, timeout=5.0),
         ),
-        Profile("plain", "nobody's: the field's own", PLAIN_RULES, build.plain, WEIGHED, quick=QUICK),
+        Profile(
+            "plain",
+            "nobody's: the field's own",
+            PLAIN_RULES,
+            build.plain,
+            WEIGHED,
+            quick=QUICK,
+            unweighted=("round_robin", "weighted"),
+        ),
     )
 }
