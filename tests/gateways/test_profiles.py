@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import httpx
@@ -181,18 +181,19 @@ def test_a_status_on_which_the_profile_goes_on_is_not_what_the_client_gets(gatew
     assert told.idle()
 
 
-def answering(gateway: Gateway, status: int) -> Any:
+def answering(gateway: Gateway, status: int, headers: Mapping[str, str] | None = None) -> Any:
     """Put around a replica: it answers this, whatever it is asked."""
     if gateway.Balancer is wsgi.Balancer:
 
         def app_wsgi(_: Environ, start_response: StartResponse) -> Iterable[bytes]:
-            start_response(f"{status} As Told", [("Content-Length", "2")])
+            start_response(f"{status} As Told", [("Content-Length", "2"), *(headers or {}).items()])
             return [b"no"]
 
         return lambda _: app_wsgi
 
     async def app_asgi(_: Scope, __: Receive, send: Send) -> None:
-        await start(send, status, (b"content-length", b"2"))
+        more = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
+        await start(send, status, (b"content-length", b"2"), *more)
         await send({"type": "http.response.body", "body": b"no"})
 
     return lambda _: app_asgi
@@ -248,11 +249,30 @@ def test_a_client_with_the_profiles_cookie_stays_and_the_apps_cookies_are_left_a
     assert [told.ask(headers=headers).headers["x-lbkit-replica"] for _ in range(5)] == [home] * 5
 
 
-def test_an_answer_that_brings_haproxys_cookie_is_out_of_reach_of_a_shared_cache(gateway: Gateway) -> None:
-    told = Told(gateway, profile="haproxy@2.6", sticky="route")
-    assert told.ask().headers["cache-control"] == "private"
-    assert "cache-control" not in told.ask(method="POST").headers
-    assert "cache-control" not in told.ask(headers={"Cookie": "route=web2"}).headers
+@pytest.mark.parametrize(
+    ("headers", "told"),
+    [
+        ({}, []),
+        ({"ETag": '"a"'}, ["private"]),
+        ({"Last-Modified": "Thu, 26 Nov 2026 01:14:09 GMT"}, ["private"]),
+        ({"Expires": "Thu, 26 Nov 2030 01:14:09 GMT"}, ["private"]),
+        ({"Cache-Control": "max-age=60"}, ["max-age=60", "private"]),
+        ({"Cache-Control": "public"}, ["public"]),
+        ({"Cache-Control": "private"}, ["private"]),
+        ({"Cache-Control": "no-store", "ETag": '"a"'}, ["no-store"]),
+    ],
+)
+def test_an_answer_that_brings_haproxys_cookie_is_kept_from_caches_as_haproxy_does(
+    gateway: Gateway, headers: dict[str, str], told: list[str]
+) -> None:
+    """The table is what HAProxy 2.6 answered with `cookie route insert indirect nocache`."""
+    asked = Told(gateway, profile="haproxy@2.6", sticky="route")
+    for each in asked.balancer.replicas.values():
+        each.wrap(answering(gateway, 200, headers))
+    assert asked.ask().headers.get_list("cache-control") == told
+    own = [value for value in told if value != "private" or headers.get("Cache-Control") == "private"]
+    assert asked.ask(method="POST").headers.get_list("cache-control") == own
+    assert asked.ask(headers={"Cookie": "route=web2"}).headers.get_list("cache-control") == own
 
 
 def test_haproxy_takes_its_own_cookie_out_of_what_the_replica_sees(gateway: Gateway) -> None:

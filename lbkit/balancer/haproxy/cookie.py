@@ -133,12 +133,9 @@ class Persistence:
         return tuple(kept)
 
     def caching(self, outcome: Outcome) -> dict[str, str]:
-        """`nocache`: what a cache might keep, and hand our cookie to others with, it is told not to."""
-        told = outcome.headers.get("cache-control", "")
-        kept_apart = any(word in told for word in ("private", "no-store", "no-cache"))
-        cacheable = self.request.method in ("GET", "HEAD") and outcome.status in CACHEABLE and not kept_apart
-        asked = self.cookie.nocache and self.answer_letter in ("I", "U") and cacheable
-        return {"cache-control": "private"} if asked else {}
+        """`nocache`: what a cache would keep, and hand our cookie to others with, it is told not to."""
+        asked = self.cookie.nocache and self.answer_letter in ("I", "U") and self.request.method == "GET"
+        return {"cache-control": "private"} if asked and _would_be_kept(outcome) else {}
 
     def _own(self, line: str, node: Node) -> str:
         """What becomes of a cookie that the app sets itself; empty when it is deleted."""
@@ -184,6 +181,15 @@ class Persistence:
         text += "".join(f"; domain={domain}" for domain in cookie.domains)
         text += "; HttpOnly" * cookie.httponly + "; Secure" * cookie.secure
         return text + "".join(f"; {attribute}" for attribute in cookie.attributes)
+
+
+def _would_be_kept(outcome: Outcome) -> bool:
+    """By a cache that needs a reason, which is how long it holds or how to ask again, as 2.6 has it."""
+    told = outcome.headers.get("cache-control", "")
+    if outcome.status not in CACHEABLE or any(word in told for word in ("private", "no-store", "no-cache")):
+        return False
+    lasts = "max-age" in told or "s-maxage" in told or "expires" in outcome.headers
+    return lasts or "etag" in outcome.headers or "last-modified" in outcome.headers
 
 
 def stamp(seconds: float) -> str:
