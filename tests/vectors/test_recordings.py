@@ -16,6 +16,9 @@ from lbkit.balancer.recorded import replay
 from lbkit.errors import ConfigError
 
 RECORDINGS = sorted((Path(__file__).parent / "recordings").glob("*.json"))
+SCRIPTS = sorted((Path(__file__).parent / "scripts").glob("*.json"))
+"""Scripts of random steps under random weights, limits, retries and cookies, played to the real programs."""
+
 NOT_MODELLED = {"traefik_leasttime_flood": "response times of less than a millisecond"}
 
 Data = dict[str, Any]
@@ -34,6 +37,11 @@ def test_lbkit_decides_as_the_real_balancer_did(path: Path) -> None:
         assert NOT_MODELLED[path.stem] in verdict.message
     else:
         assert verdict.message == "ok"
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_lbkit_decides_as_the_real_balancer_did_in_a_random_script(path: Path) -> None:
+    assert replay(load(path)).message == "ok"
 
 
 def test_there_are_recordings_of_five_balancers() -> None:
