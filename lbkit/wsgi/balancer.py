@@ -36,7 +36,8 @@ from lbkit.types import Clock, Environ, ExcInfo, StartResponse, WSGIApp
 from lbkit.wsgi.environ import inner_environ, path_of
 from lbkit.wsgi.passage import Carrier
 from lbkit.wsgi.replica import ChildApp, Runnable, as_wsgi, refused
-from lbkit.wsgi.sticky import path, with_cookie
+from lbkit.wsgi.request import EnvironKey
+from lbkit.wsgi.sticky import with_cookie
 from lbkit.wsgi.upstream import Upstream
 from lbkit.wsgi.watch import Watch
 
@@ -229,27 +230,6 @@ class Balancer(Operated[Carrier]):
 
     def _choose(self, environ: Environ) -> tuple[ReplicaState | None, str | None]:
         return choose(self.pool, self.stick, EnvironKey(environ), self.wall())
-
-
-class EnvironKey:
-    """A request's `RequestKey`."""
-
-    __slots__ = ("_environ",)
-
-    def __init__(self, environ: Environ) -> None:
-        self._environ = environ
-
-    @property
-    def client(self) -> str | None:
-        return self._environ.get("REMOTE_ADDR")
-
-    @property
-    def path(self) -> str:
-        return path(self._environ)
-
-    def header(self, name: str, /) -> str:
-        value: str = self._environ.get(f"HTTP_{name.upper().replace('-', '_')}", "")
-        return value
 
 
 class Exchange:

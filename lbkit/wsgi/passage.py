@@ -12,16 +12,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import copy_context
 from http import HTTPStatus
-from io import BytesIO
 from queue import Empty, SimpleQueue
 from threading import Event
-from typing import Any, Protocol
+from typing import Protocol
 
 from lbkit.balancer import Dispatch, Tried
 from lbkit.balancer.backend import Backend, Course, Step
-from lbkit.balancer.exchange import Answer, Attempt, Model, Outcome, Relay, Request, Wait, fault_of
+from lbkit.balancer.exchange import Answer, Attempt, Model, Outcome, Relay, Wait, fault_of
 from lbkit.balancer.exchange import Fault as Failed
-from lbkit.balancer.hop import peer_address
 from lbkit.balancer.lazy import LazyHeaders
 from lbkit.balancer.members import Member
 from lbkit.balancer.operated import Served
@@ -29,14 +27,11 @@ from lbkit.errors import ConfigError, ReplicaReset, ReplicaTimeout
 from lbkit.threads import DaemonThreads
 from lbkit.types import Environ, ExcInfo, StartResponse, WSGIApp
 from lbkit.wsgi.environ import inner_environ, path_of
-from lbkit.wsgi.upstream import target_of
+from lbkit.wsgi.request import KEPT, KeptBody, put_cookies, request_of
 
-__all__ = ["KEPT", "Carrier"]
+__all__ = ["Carrier"]
 
 logger = logging.getLogger("lbkit.balancer")
-
-KEPT = 64 * 1024
-"""Bytes of a request's body that are kept, so that it can be sent to another replica."""
 
 THREADS = 200
 """Calls that may run at the same time under a `read_timeout`; more wait in line."""
@@ -250,7 +245,7 @@ class Try:
         app, environ = self.member.app, inner_environ(self.passage.environ)
         environ["wsgi.input"] = self.passage.body.stream()
         if self.asked.request is not None and self.asked.request is not self.passage.request:
-            _put_cookies(environ, self.asked.request.header("cookie"))
+            put_cookies(environ, self.asked.request.header("cookie"))
         self._body = app(environ, self._start)
         self._chunks = iter(self._body)
         self._first = next(filter(None, self._chunks), b"")
@@ -360,47 +355,3 @@ class Try:
         if not self._left:
             self._left = True
             self.member.state.leave()
-
-
-class KeptBody:
-    """What the client sends: read before the first attempt when it is small enough to be kept."""
-
-    def __init__(self, environ: Environ) -> None:
-        self._stream = environ["wsgi.input"]
-        self._bytes: bytes | None = None
-        length = environ.get("CONTENT_LENGTH") or ""
-        chunked = "HTTP_TRANSFER_ENCODING" in environ
-        if length.isdigit() and int(length) <= KEPT:
-            self._bytes = self._stream.read(int(length)) if int(length) else b""
-        self.kept = self._bytes is not None or not (length or chunked)
-        """Whether it can be sent again."""
-
-    def stream(self) -> Any:
-        """`wsgi.input` for one attempt."""
-        return self._stream if self._bytes is None else BytesIO(self._bytes)
-
-
-def request_of(environ: Environ) -> Request:
-    """The request as a model sees it."""
-    return Request(
-        method=environ["REQUEST_METHOD"],
-        target=target_of(environ).decode("latin-1"),
-        client=peer_address(environ.get("REMOTE_ADDR")),
-        headers=LazyHeaders(lambda: _headers(environ)),
-        body=environ.get("CONTENT_LENGTH", "") not in ("", "0") or "HTTP_TRANSFER_ENCODING" in environ,
-    )
-
-
-def _headers(environ: Environ) -> dict[str, str]:
-    return {
-        name[5:].lower().replace("_", "-"): value
-        for name, value in environ.items()
-        if name.startswith("HTTP_")
-    }
-
-
-def _put_cookies(environ: Environ, text: str) -> None:
-    """A balancer takes its own cookie out of what the replica sees."""
-    environ.pop("HTTP_COOKIE", None)
-    if text:
-        environ["HTTP_COOKIE"] = text

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lbkit.balancer.routes import Route, Routes
 from lbkit.types import Environ, StartResponse
 from lbkit.wsgi.balancer import Balancer
-from lbkit.wsgi.passage import request_of
+from lbkit.wsgi.request import request_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
