@@ -101,8 +101,12 @@ class Client:
             return await self.put()
         left, right = self.next_value(), self.next_value()
         answers = await asyncio.gather(self.get("/put", left=left), self.get("/put", right=right))
+        anew = any(cookie is not None for _, _, cookie in answers)
         for (status, _, cookie), key, value in zip(answers, ("left", "right"), (left, right), strict=True):
-            self.learn(status == 200, cookie, {key: value, "count": 1})
+            # Where the session had ended, each may have got one of its own: a browser keeps the last.
+            done = status == 200 and not (anew and cookie is None)
+            self.learn(done, cookie, {key: value, "count": 1})
+            self.may_be_gone = self.may_be_gone or anew
         return None
 
     async def log_in(self) -> None:
@@ -116,6 +120,8 @@ class Client:
             return self.complain("a login gave no new cookie")
         if before is not None:
             self.dead.append((time.monotonic(), before))
+        if self.may_be_gone:  # then this login has begun a session with nothing in it
+            self.may = {key: values | {ABSENT} for key, values in self.may.items()}
         self.learn(True, cookie, {"_user_id": user}, rotated=True)
         return None
 
