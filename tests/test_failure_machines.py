@@ -12,7 +12,7 @@ from lbkit.balancer.caddy import Caddy, Passive, Upstream
 from lbkit.balancer.check import CheckRules, Health
 from lbkit.balancer.envoy import Envoy, Host, Outlier, OutlierRules, SlowStart
 from lbkit.balancer.envoy.policy import RoundRobin
-from lbkit.balancer.exchange import Attempt, Fault, Flow, Model, Outcome, Request, Standing, Wait
+from lbkit.balancer.exchange import Attempt, Fault, Flow, Model, Outcome, Relay, Request, Standing, Wait
 from lbkit.balancer.explain import decide
 from lbkit.balancer.haproxy import Haproxy, HealthRules, Retries, Server
 from lbkit.balancer.nginx import Nginx
@@ -120,6 +120,16 @@ def test_traffic_and_checks_take_a_server_of_haproxy_down_together() -> None:
     assert model.explain(0.5) == {"b2": "down"}
     assert [model.check("b2", passed=True) for _ in range(2)] == [2.0, 2.0]
     assert picks(model, 6)["b2"] > 0
+
+
+def test_an_answer_that_is_still_on_its_way_counts_from_its_header_on() -> None:
+    model = haproxy(2)
+    model.observe(HealthRules(observe="layer7", error_limit=1, on_error="mark-down"))
+    flow, asked = begun(model)
+    assert isinstance(asked, Attempt)
+    assert isinstance(flow.send(Outcome(at=0.5, status=500, open=True)), Relay)
+    assert model.explain(0.5) == {asked.replica: "down"}
+    assert model.node(asked.replica).served == 1
 
 
 def test_to_layer_four_an_error_page_is_no_error_and_a_refused_connection_is() -> None:

@@ -84,6 +84,8 @@ class Haproxy(Servers):
             try:
                 outcome = received((yield self._asked(stream, node, request)))
                 now = outcome.at
+                if self.healths:
+                    self._observe(node, outcome)
                 again = self._rules.allows(request, outcome, done=stream.retries, elapsed=0.0)
                 if outcome.open and not again:
                     self._remember(stream, node)
@@ -92,8 +94,6 @@ class Haproxy(Servers):
                     return answer
             finally:
                 self._leave(node)
-            if self.healths:
-                self._observe(node, outcome)
             if again:
                 self._retry(stream, node, outcome)
             elif outcome.fault is None:
