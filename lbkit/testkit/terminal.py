@@ -26,7 +26,8 @@ def headline(report: Report) -> str:
     others = sum(len(report.of(oracle)) for oracle in TITLES)
     if others:
         return f"no test depends on which replica answers, but {others} {plural('thing', others)} would"
-    return f"nothing that {report.tests} tests touch depends on which replica answers"
+    touched = "1 test touches" if report.tests == 1 else f"{report.tests} tests touch"
+    return f"nothing that {touched} depends on which replica answers"
 
 
 def lines(report: Report) -> Iterator[str]:

@@ -293,7 +293,7 @@ def test_a_test_that_fails_anyway_is_not_the_replicas_fault(counter: Path) -> No
     ran = run(counter)
     (test,) = ran.found(Oracle.ASSERTION)
     assert test.verdict is Verdict.ALONE
-    assert "nothing that 1 tests touch depends on which replica answers" in ran.output
+    assert "nothing that 1 test touches depends on which replica answers" in ran.output
 
 
 def test_an_app_that_the_test_makes_is_cloned_and_the_report_says_why(tmp_path: Path) -> None:
@@ -540,4 +540,4 @@ def test_forked_replicas_with_copies_of_a_database_in_memory_are_no_finding(tmp_
     ran = run(tmp_path, "--replica-isolation=clone")
     (test,) = ran.found(Oracle.ASSERTION)
     assert test.verdict is Verdict.HARNESS
-    assert "nothing that 1 tests touch depends on which replica answers" in ran.output
+    assert "nothing that 1 test touches depends on which replica answers" in ran.output
