@@ -23,6 +23,9 @@ from lbkit.balancer.retry import twice
 __all__ = ["Haproxy", "Retries"]
 
 FAIR = ("roundrobin", "static-rr", "first")
+MOST_STUCK = 100_000
+"""Entries of the stick table, before the oldest one has to go."""
+
 TAKING_TURNS = ("roundrobin", "static-rr", "random")
 
 
@@ -265,7 +268,10 @@ class Haproxy(Servers):
     def _remember(self, stream: Stream, node: Node) -> None:
         key = self._stick_on(stream.request) if self._stick_on is not None else ""
         if key:
+            self._stuck.pop(key, None)
             self._stuck[key] = node
+            if len(self._stuck) > MOST_STUCK:
+                del self._stuck[next(iter(self._stuck))]
 
     def _failed(self, stream: Stream, fault: Fault) -> Answer:
         if fault is Fault.REFUSED:
