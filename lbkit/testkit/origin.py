@@ -24,7 +24,7 @@ from lbkit.balancer.members import name_of, named
 from lbkit.children import Child
 from lbkit.errors import ConfigError
 from lbkit.testkit.first_party import FirstParty
-from lbkit.testkit.isolation import ISOLATIONS, ModuleReplica
+from lbkit.testkit.isolation import ModuleReplica
 from lbkit.testkit.spaces import SWITCH, Space
 from lbkit.types import ASGIApp, WSGIApp
 
@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 PROCESS = "process"
+IN_PROCESS = ("module", "none")
 
 App: TypeAlias = "ASGIApp | WSGIApp"
 Apps: TypeAlias = "str | Callable[[], App] | Mapping[str, App] | Iterable[App]"
@@ -95,8 +96,8 @@ class Recipe:
     def __init__(self, text: str, *, isolation: str, private: Iterable[str]) -> None:
         from lbkit.cli.target import parse
 
-        if isolation not in ISOLATIONS:
-            known = ", ".join([*ISOLATIONS, PROCESS])
+        if isolation not in IN_PROCESS:
+            known = ", ".join([*IN_PROCESS, PROCESS])
             raise ConfigError(f"need an isolation of {known}, got {isolation!r}")
         self.target = parse(text.removesuffix("()"))
         self.isolation = isolation

@@ -126,8 +126,9 @@ def test_without_modules_of_their_own_nobody_can_look() -> None:
     rule = pytest.raises(ConfigError, match="need a recipe such as")
     with Cluster("tk_isolated:create_app()", isolation="none") as cluster, rule:
         assert_stateless(cluster)
-    with pytest.raises(ConfigError, match="need an isolation of module, none, process, got 'vm'"):
-        Cluster("tk_isolated:create_app()", isolation="vm")
+    for other in ("vm", "clone"):
+        with pytest.raises(ConfigError, match=f"need an isolation of module, none, process, got '{other}'"):
+            Cluster("tk_isolated:create_app()", isolation=other)
 
 
 @pytest.mark.usefixtures("folder")
