@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,15 @@ def sources(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
     """Downloaded once for a checkout, as the cache of pytest is."""
     cache = request.config.cache
     return Path(cache.mkdir("suites")) if cache is not None else tmp_path_factory.mktemp("suites")
+
+
+def source_of(name: str, sources: Path) -> Path:
+    try:
+        return fetched(SUITES[name], sources)
+    except subprocess.CalledProcessError:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(f"{SUITES[name].source} could not be downloaded from the package index")
 
 
 @pytest.mark.parametrize(
@@ -30,7 +41,7 @@ def test_a_suite_of_a_sound_app_passes_and_nothing_is_said(
     sources: Path, tmp_path: Path, name: str, isolation: str, tests: int, spread: int
 ) -> None:
     folder = tmp_path / name
-    shutil.copytree(fetched(SUITES[name], sources), folder)
+    shutil.copytree(source_of(name, sources), folder)
     outcome = ran(SUITES[name], folder, "--replicas=3", f"--replica-isolation={isolation}")
     assert (outcome.passed, outcome.failed) == (tests, 0), outcome.output
     assert outcome.report is not None
