@@ -183,6 +183,7 @@ class Child:
             stdin=subprocess.PIPE,  # its end tells the child that we are gone
             stderr=subprocess.PIPE,
             pass_fds=[listener.fileno()],
+            start_new_session=True,  # Ctrl-C is for us: we stop it when its requests are done
             env=self._environment(),
         )
 

@@ -18,7 +18,7 @@ import uvicorn
 
 from lbkit.asgi.forwarded import ForwardedMiddleware
 from lbkit.asgi.replica import as_asgi
-from lbkit.cli.target import find, one_line, parse
+from lbkit.cli.target import find, one_line, parse, where
 from lbkit.errors import LbkitError
 from lbkit.forwarded import TrustedProxies
 
@@ -40,6 +40,10 @@ def main(target: str, fd: int, factory: bool, app_dir: Path | None) -> None:
         app = find(parse(target, app_dir=app_dir), factory=factory).make()
     except LbkitError as error:
         click.echo(f"Error: {one_line(error)}", err=True)
+        sys.exit(2)
+    except Exception as error:  # the factory's own
+        said = f"{type(error).__name__}: {error} ({where(error)})"
+        click.echo(f"Error: {one_line(said)}", err=True)
         sys.exit(2)
     config = uvicorn.Config(
         # Only the balancer can reach this socket, so it is the one hop that is believed.

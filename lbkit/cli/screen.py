@@ -20,12 +20,15 @@ from lbkit.interface import Interface
 __all__ = ["access_line", "announce", "show_access"]
 
 
-def announce(source: Source, interface: Interface, door: Door, url: str) -> None:
+def announce(
+    source: Source, interface: Interface | None, door: Door, url: str, *, apart: bool = False
+) -> None:
     """The table of the replicas, and what one needs to know to use and to stop them."""
     console = Console(highlight=False, soft_wrap=True)
     replicas = [name for names in door.pools.values() for name in names]
-    console.print(_table(source, interface, replicas, door.weights_by_name))
-    if not source.factory and len(replicas) > 1:
+    memory = "its own process" if apart else "its own" if source.factory else "shared"
+    console.print(_table(source, interface, replicas, door.weights_by_name, memory=memory))
+    if memory == "shared" and len(replicas) > 1:
         console.print(
             "  One app object serves all replicas: they share its memory. A factory gives each its own.\n"
         )
@@ -61,14 +64,19 @@ def _who(dispatch: Dispatch) -> str:
 
 
 def _table(
-    source: Source, interface: Interface, replicas: Sequence[str], weights: Mapping[str, int]
+    source: Source,
+    interface: Interface | None,
+    replicas: Sequence[str],
+    weights: Mapping[str, int],
+    *,
+    memory: str,
 ) -> Table:
     """With a column of weights when one of them has one."""
     table = Table("replica", *["weight"] * bool(weights), "app", "interface", "memory", box=box.SIMPLE_HEAD)
     for replica in replicas:
         weight = [str(weights.get(replica, 1))] * bool(weights)
         app = f"{source.name}()" if source.factory else source.name
-        table.add_row(replica, *weight, app, interface.value, "its own" if source.factory else "shared")
+        table.add_row(replica, *weight, app, interface.value if interface else "-", memory)
     return table
 
 

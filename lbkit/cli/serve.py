@@ -1,4 +1,4 @@
-"""`lbkit serve`: an app as several replicas behind one balancer, all in one process."""
+"""`lbkit serve`: an app as several replicas behind one balancer, in one process or each in its own."""
 
 from __future__ import annotations
 
@@ -25,6 +25,13 @@ __all__ = ["serve"]
 @click.option("--check", default="", metavar="PATH", help="Ask each replica there whether it is well.")
 @click.option("--sticky", is_flag=True, help="Keep each client with its replica, by a cookie.")
 @click.option("--route", multiple=True, metavar="COND=POOL", help="Such as '/api/*=api'; first match wins.")
+@click.option(
+    "--isolation",
+    type=click.Choice(["none", "process"]),
+    default="none",
+    show_default=True,
+    help="All replicas in this process, or each in a process of its own.",
+)
 @click.option("--reload", is_flag=True, help="Start again when a source file changes.")
 def serve(
     target: str,
@@ -39,13 +46,15 @@ def serve(
     check: str,
     sticky: bool,
     route: tuple[str, ...],
+    isolation: str,
     reload: bool,
 ) -> None:
     """Run an app as several replicas behind one balancer.
 
     TARGET is package.module:app, package.module:create_app, package.module, or a path to a .py file,
     with :name after it or without. The app may be WSGI (Flask, Django) or ASGI (Starlette, FastAPI). A
-    function that makes an app is called once for each replica; an app object is shared by all of them.
+    function that makes an app is called once for each replica; an app object is shared by all of them, unless
+    --isolation process gives each replica a process, and so modules and memory, of its own.
 
     With --route there are several pools, of --replicas each: for '/api/*=api' and '*=web' their replicas are
     api1, api2, ... and web1, web2, ... The first route that a request meets decides.
@@ -69,7 +78,15 @@ def serve(
         sticky=sticky,
         routes=route,
     )
-    plan = Plan(target=target, door=door, host=host, port=port, factory=factory, app_dir=app_dir)
+    plan = Plan(
+        target=target,
+        door=door,
+        host=host,
+        port=port,
+        factory=factory,
+        app_dir=app_dir,
+        apart=isolation == "process",
+    )
     if reload:
         run_again_and_again(plan)
     else:

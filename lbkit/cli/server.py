@@ -14,11 +14,12 @@ import click
 import uvicorn
 from uvicorn.supervisors import ChangeReload
 
+from lbkit.children import Child
 from lbkit.cli.door import Door
 from lbkit.cli.screen import announce, show_access
 from lbkit.cli.target import App, find, one_line, parse, where
 from lbkit.errors import ConfigError, LbkitError, StartupError
-from lbkit.interface import interface_of
+from lbkit.interface import Interface, interface_of
 from lbkit.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = ["STARTUP_FAILED", "Plan", "run", "run_again_and_again"]
@@ -40,6 +41,8 @@ class Plan:
     port: int = 8000
     factory: bool = False
     app_dir: Path | None = None
+    apart: bool = False
+    """Each replica in a process of its own."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
@@ -92,6 +95,7 @@ class Server(uvicorn.Server):
         self.plan = plan
         self.quiet = Quiet(starting=True)
         self.failure: str | None = None
+        self.interface: Interface | None = None
         super().__init__(
             uvicorn.Config(
                 self._load,
@@ -110,7 +114,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started and sockets:
             self.quiet.starting = False
-            announce(self.source, self.interface, self.plan.door, _url(sockets[0]))
+            announce(self.source, self.interface, self.plan.door, _url(sockets[0]), apart=self.plan.apart)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         click.echo("stopping ...")
@@ -124,10 +128,17 @@ class Server(uvicorn.Server):
     def _load(self) -> ASGIApp:
         self.source = find(parse(self.plan.target, app_dir=self.plan.app_dir), factory=self.plan.factory)
         try:
-            self.balancer = self.plan.door.open(self._make, on_dispatch=show_access)
+            self.balancer = self.plan.door.open(
+                self._child if self.plan.apart else self._make, on_dispatch=show_access
+            )
         except StartupError as error:
             raise _explained(error) from error
         return self._app
+
+    def _child(self) -> Child:
+        """It finds out for itself what kind of app a factory makes: none is made here to look at."""
+        self.interface = None if self.source.factory else interface_of(self.source.make())
+        return Child(self.plan.target, factory=self.plan.factory, app_dir=self.plan.app_dir)
 
     def _make(self) -> App:
         app = self.source.make()

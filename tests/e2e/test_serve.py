@@ -185,6 +185,26 @@ def test_an_app_object_is_shared_and_the_start_says_so(tmp_path: Path) -> None:
         assert [line.split()[-1] for line in process.out if "shop:app" in line] == ["shared", "shared"]
 
 
+def test_each_replica_can_be_a_process_of_its_own(tmp_path: Path) -> None:
+    """Then even an app object has its memory for itself."""
+    write(tmp_path, "shop.py", COUNTER)
+    with served("shop:app", "--replicas", "2", "--isolation", "process", cwd=tmp_path) as (process, url):
+        assert [httpx.get(url).text for _ in range(4)] == ["1", "1", "2", "2"]
+        assert [line.split()[-4:] for line in process.out if "shop:app" in line] == [
+            ["WSGI", "its", "own", "process"]
+        ] * 2
+        assert process.interrupt() == 0
+        assert process.err == []
+
+
+def test_a_replica_whose_process_does_not_start_is_named_in_one_line(tmp_path: Path) -> None:
+    write(tmp_path, "shop.py", "def create_app():\n    raise KeyError('SHOP_DB')\n")
+    with started(lbkit_serve("shop:create_app", "--isolation", "process"), cwd=tmp_path) as process:
+        assert process.end() == 3
+        said = "KeyError: 'SHOP_DB' (shop.py:2)"
+        assert process.err == [f"web1 | Error: {said}", f"Error: replica web1 failed to start: {said}"]
+
+
 def test_ctrl_c_ends_with_exit_code_0_and_without_a_traceback(tmp_path: Path) -> None:
     write(tmp_path, "shop.py", COUNTER)
     with served("shop:create_app", cwd=tmp_path) as (process, url):
