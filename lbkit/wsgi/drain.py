@@ -121,6 +121,8 @@ class Exchange:
             for chunk in self.body:
                 yield chunk
                 if drain.draining and self.ends_at is not None and clock() >= self.ends_at:
+                    # The head promised to keep the connection, and gunicorn waits two seconds on it.
+                    close_after(self._environ, self._start_response)
                     yield LAST_EVENT
                     break
         finally:

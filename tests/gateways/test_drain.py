@@ -349,6 +349,37 @@ def test_a_wsgi_event_stream_gets_a_last_event_and_a_clean_end(
     assert departure.drain.in_flight == 0
 
 
+class Gunicorn:
+    """As much of its response object as we use."""
+
+    closes = False
+
+    def force_close(self) -> None:
+        self.closes = True
+
+    def start_response(self, *_: Any) -> Any:
+        return lambda *_: None
+
+
+def test_a_stream_that_is_ended_leaves_no_connection_for_gunicorn_to_wait_on(
+    departure: Departure, clock: FakeClock
+) -> None:
+    def app(_: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        start_response("200 OK", [("Content-Type", EVENT_STREAM)])
+        while True:
+            yield b"data: tick\n\n"
+
+    response = Gunicorn()
+    stream = iter(wsgi.DrainMiddleware(app, departure)({"REQUEST_METHOD": "GET"}, response.start_response))
+    next(stream)
+    departure.drain.begin(clock())
+    clock.now += 4.0
+    departure.process.tick()
+    assert not response.closes
+    assert list(stream)[-1].startswith(b"event: shutdown")
+    assert response.closes
+
+
 def test_the_event_is_set_while_draining_for_threads_and_for_coroutines(departure: Departure) -> None:
     async def scenario() -> None:
         waiting = asyncio.create_task(_await(departure))
