@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lbkit.asgi.lifespan import Lifespan
 from lbkit.errors import StartupError
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from lbkit.testkit.kit import Kit, Served
     from lbkit.testkit.oracles.difference import DifferentialGet
 
-__all__ = ["AsgiDoor", "Fleet", "WsgiDoor"]
+__all__ = ["AnyFleet", "AsgiDoor", "Clones", "Fleet", "Processes", "WsgiDoor"]
 
+AnyFleet: TypeAlias = "Fleet | Clones | Processes"
 STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 
 
@@ -42,6 +43,27 @@ class Clones:
     def app(self, index: int) -> Any:
         own = self._own()
         return own if index == 0 else remote(self.kit.nursery, self.spaces[index].name, own)
+
+    def twin(self, own: Any, space: Space) -> Any:  # noqa: ARG002
+        return ABSENT
+
+
+class Processes:
+    """One app whose replicas are interpreters that import it. A test of one replica asks the app itself."""
+
+    def __init__(self, kit: Kit, app: Any, target: str, *, forget: Callable[[Any], object]) -> None:
+        self.kit = kit
+        self.target = target
+        self._own = weakref.ref(app, forget)
+        self.kit.interpreters.start(target)
+
+    @property
+    def spaces(self) -> list[Space]:
+        return self.kit.forked if self.kit.turn.single else self.kit.apart
+
+    def app(self, index: int) -> Any:
+        own = self._own()
+        return own if self.kit.turn.single else self.kit.interpreters.app(self.target, index, own)
 
     def twin(self, own: Any, space: Space) -> Any:  # noqa: ARG002
         return ABSENT
@@ -134,7 +156,7 @@ class WsgiDoor:
                 self._compare(fleet, index, served, environ, self.kit.differ)
 
     def _compare(
-        self, fleet: Fleet | Clones, index: int, served: Served, environ: Environ, differ: DifferentialGet
+        self, fleet: AnyFleet, index: int, served: Served, environ: Environ, differ: DifferentialGet
     ) -> None:
         def answer(number: int) -> Answer:
             return ask_wsgi(WsgiInside(fleet.spaces[number], fleet.app(number)), environ)
@@ -157,14 +179,14 @@ class AsgiDoor:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         fleet = self.kit.fleet(self.app)
-        if fleet is None:
-            await self.app(scope, receive, send)
+        if fleet is None or (isinstance(fleet, Processes) and scope["type"] == "lifespan"):
+            await self.app(scope, receive, send)  # a process lives its own lifespan, as its server does
         elif scope["type"] == "lifespan":
             await self._live(fleet, scope, receive, send)
         else:
             await self._serve(fleet, scope, receive, send)
 
-    async def _serve(self, fleet: Fleet | Clones, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, fleet: AnyFleet, scope: Scope, receive: Receive, send: Send) -> None:
         index = self.kit.pick(self.client)
         app, space = fleet.app(index), fleet.spaces[index]
         if (lifespan := self._lifespans.get(index)) is not None:
@@ -196,7 +218,7 @@ class AsgiDoor:
             await self._compare(fleet, index, served, scope, self.kit.differ)
 
     async def _compare(
-        self, fleet: Fleet | Clones, index: int, served: Served, scope: Scope, differ: DifferentialGet
+        self, fleet: AnyFleet, index: int, served: Served, scope: Scope, differ: DifferentialGet
     ) -> None:
         async def answer(number: int) -> Answer:
             lifespan = self._lifespans.get(number)
@@ -208,7 +230,7 @@ class AsgiDoor:
         answers = {fleet.spaces[number].name: await answer(number) for number in order}
         differ.compare(served, answers, await answer(index))
 
-    async def _live(self, fleet: Fleet | Clones, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _live(self, fleet: AnyFleet, scope: Scope, receive: Receive, send: Send) -> None:
         """The first replica talks to the client itself; the others start after it and stop before it."""
         others = {
             index: Lifespan(space.name, AsgiInside(space, fleet.app(index)))

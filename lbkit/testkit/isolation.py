@@ -12,6 +12,7 @@ isolation    a replica is                                                    sha
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from types import ModuleType
@@ -29,7 +30,16 @@ from lbkit.wsgi.replica import ChildApp
 if TYPE_CHECKING:
     from lbkit.cli.target import Target
 
-__all__ = ["ISOLATIONS", "AsgiInside", "IsolatedReplica", "ModuleReplica", "WsgiInside", "inside", "replicas"]
+__all__ = [
+    "ISOLATIONS",
+    "AsgiInside",
+    "IsolatedReplica",
+    "ModuleReplica",
+    "ProcessReplica",
+    "WsgiInside",
+    "inside",
+    "replicas",
+]
 
 ISOLATIONS = ("module", "clone", "process", "none")
 
@@ -79,7 +89,7 @@ def replicas(
         sys.path.insert(0, str(place.root))
     names = [f"web{number}" for number in range(1, n + 1)]
     if isolation == "process":
-        return [ProcessReplica(name, target) for name in names]
+        return processes(target, names)
     if isolation == "clone":
         return clones(place, names)
     owned = first_party or FirstParty(private)
@@ -145,6 +155,23 @@ class ProcessReplica(Outside):
 
     def close(self) -> None:
         self.app.close()
+
+
+def processes(target: str, names: list[str]) -> list[IsolatedReplica]:
+    """All of them, or none: those before one that does not start are stopped again."""
+    if not hasattr(socket, "AF_UNIX"):
+        raise ConfigError(
+            f"isolation process needs unix sockets, which {sys.platform} does not have: use module"
+        )
+    started: list[IsolatedReplica] = []
+    try:
+        for name in names:
+            started.append(ProcessReplica(name, target))
+    except BaseException:
+        for each in started:
+            each.close()
+        raise
+    return started
 
 
 def clones(target: Target, names: list[str]) -> list[IsolatedReplica]:

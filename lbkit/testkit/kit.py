@@ -15,12 +15,13 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from lbkit.errors import ConfigError, StartupError
+from lbkit.errors import ConfigError, LbkitError, StartupError
 from lbkit.testkit.bringing import Touched
 from lbkit.testkit.clone import Nursery, need_fork
 from lbkit.testkit.findings import Report, Row
 from lbkit.testkit.first_party import FirstParty
-from lbkit.testkit.fleet import AsgiDoor, Clones, Fleet, WsgiDoor
+from lbkit.testkit.fleet import AnyFleet, AsgiDoor, Clones, Fleet, Processes, WsgiDoor
+from lbkit.testkit.interpreters import Interpreters
 from lbkit.testkit.mirror import ABSENT, Mirror
 from lbkit.testkit.patches import Patches
 from lbkit.testkit.recipes import NoRecipe, Recipe, Recipes
@@ -34,7 +35,7 @@ __all__ = ["POLICIES", "Kit", "Served", "Settings", "Turn", "Watcher"]
 POLICIES = ("round_robin", "random", "sticky", "one")
 """`one`: every request goes to one replica, the last; that is how a verdict tells copies from spreading."""
 
-ISOLATIONS = ("auto", "module", "clone", "none")
+ISOLATIONS = ("auto", "module", "clone", "process", "none")
 MOST_ROWS = 20_000
 
 
@@ -77,7 +78,7 @@ class Turn:
     policy: str = ""
     allow: tuple[str, ...] = ()
     cloned: bool = False
-    """Whether it has asked an app whose replicas are forked."""
+    """Whether it has asked an app whose replicas are other processes."""
 
     reached: set[str] = field(default_factory=set)
     rows: list[Row] = field(default_factory=list)
@@ -167,17 +168,20 @@ class Kit:
         self.differ: DifferentialGet | None = None
         """Compares the replicas' answers, when that is asked for."""
 
-        self.forked = [self.spaces[0]] + [
-            Space(each.name, self.first_party, own=True) for each in self.spaces[1:]
-        ]
+        self.apart = [Space(each.name, self.first_party, own=True) for each in self.spaces]
+        """What stands for replicas in other processes."""
+
+        self.forked = [self.spaces[0], *self.apart[1:]]
+        self.interpreters = Interpreters(settings.replicas)
         self.nursery = Nursery(space.name for space in self.forked[1:])
-        self._fleets: dict[int, Fleet | Clones | None] = {}
+        self._fleets: dict[int, AnyFleet | None] = {}
         self._made: set[str] = set()
         self._bound: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
     def close(self) -> None:
         """Take everything out again."""
         self.nursery.close(force=True)
+        self.interpreters.close()
         self.patches.remove()
         self.mirror.remove()
         SWITCH.remove()
@@ -203,6 +207,7 @@ class Kit:
         """Throw away the copies: no test finds what an earlier one has left in a replica."""
         for space in self.spaces[1:]:
             space.modules.clear()
+        self.interpreters.close()
         self._fleets.clear()
         self._made.clear()
 
@@ -221,7 +226,7 @@ class Kit:
             return app  # a replica that asks an app itself, or one that is dispatched already
         return WsgiDoor(self, app, client) if wsgi else AsgiDoor(self, app, client)
 
-    def fleet(self, app: Any) -> Fleet | Clones | None:
+    def fleet(self, app: Any) -> AnyFleet | None:
         """The replicas of an app; None for one that has no recipe, or that a replica asks itself."""
         if current() is not None:
             return None
@@ -293,21 +298,48 @@ class Kit:
         patterns = self.settings.allow + (turn.allow if turn is not None else ())
         return any(fnmatchcase(name, pattern) for pattern in patterns)
 
-    def _new(self, app: Any) -> Fleet | Clones | None:
+    def _new(self, app: Any) -> AnyFleet | None:
         self.mirror.refresh()
         self.mirror.watch()
         if self.settings.isolation == "none":
             return None
         if self.settings.isolation == "clone":
             return self._cloned(app, "clone")
+        if self.settings.isolation != "process":
+            return self._copied(app)
+        try:
+            return self._in_processes(app)
+        except LbkitError as error:
+            return self._copied(app, f"no process: {error}")
+
+    def _copied(self, app: Any, *why: str) -> AnyFleet | None:
+        """`why`: for what reasons it is not isolated as it should be."""
         try:
             recipe = self._recipe(app)
-            return self._checked(Fleet(self, app, recipe, forget=self._forget(id(app))), recipe)
+            fleet = Fleet(self, app, recipe, forget=self._forget(id(app)))
+            return self._checked(fleet, recipe, ": ".join(("module", *why)))
         except (NoRecipe, StartupError) as error:
-            if self.settings.isolation == "auto":
-                return self._cloned(app, f"clone: {error}")
+            if self.settings.isolation != "module":
+                return self._cloned(app, "; ".join((f"clone: {error}", *why)))
             self.report.apps.setdefault(type(app).__name__, f"none: {error}")
             return None
+
+    def _in_processes(self, app: Any) -> Processes:
+        """Raises LbkitError with the reason why not."""
+        target, began_at = self._target(app), self.clock()
+        processes = Processes(self, app, target, forget=self._forget(id(app)))
+        self.report.apps[target] = "process"
+        self.report.boot_seconds += self.clock() - began_at
+        return processes
+
+    def _target(self, app: Any) -> str:
+        """What other interpreters import it by: as it was made, else as we were told."""
+        try:
+            return self.recipes.find(app).target()
+        except NoRecipe:
+            if self.settings.app is None:
+                raise
+            return told(self.settings.app).target()
 
     def _recipe(self, app: Any) -> Recipe:
         """How the app was made, else how we were told to make it."""
@@ -329,13 +361,13 @@ class Kit:
         self.report.apps.setdefault(name, why)
         return clones
 
-    def _checked(self, fleet: Fleet, recipe: Recipe) -> Fleet:
+    def _checked(self, fleet: Fleet, recipe: Recipe, how: str) -> Fleet:
         """A recipe that is new makes all of its replicas, so that we learn early what goes wrong."""
         if str(recipe) not in self._made:
             self._made.add(str(recipe))
             for index in range(len(self.spaces)):
                 fleet.app(index)
-            self.report.apps[str(recipe)] = "module"
+            self.report.apps[str(recipe)] = how
         return fleet
 
     def _forget(self, number: int) -> Callable[[Any], object]:

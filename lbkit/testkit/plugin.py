@@ -32,7 +32,8 @@ def pytest_addoption(parser: Parser) -> None:
         "--replica-isolation",
         default="auto",
         metavar="HOW",
-        help="module: private copies of the first-party modules; clone: fork; none; auto: module, else clone",
+        help="module: private copies of the first-party modules; clone: fork; process: new interpreters "
+        "that import the app; none; auto: module, else clone",
     )
     group.addoption(
         "--replica-policy",

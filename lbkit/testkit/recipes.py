@@ -17,6 +17,7 @@ The outermost function counts, since it is what a server would call.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import CodeType, FrameType
@@ -52,6 +53,18 @@ class Recipe:
     def __str__(self) -> str:
         arguments = "..." if self.args or self.kwargs else ""
         return f"{self.module}:{self.path}" + (f"({arguments})" if self.call else "")
+
+    def target(self) -> str:
+        """What another interpreter imports it by: `shop:create_app`. Raises NoRecipe."""
+        if (self.args or self.kwargs) and not self._is_by_default():
+            raise NoRecipe(f"{self} was called with arguments, which a new interpreter does not have")
+        return f"{self.module}:{self.path}"
+
+    def _is_by_default(self) -> bool:
+        """Whether calling it without arguments is the same."""
+        called = inspect.signature(_resolves(vars(sys.modules[self.module]), self.path))
+        given = called.bind(*self.args, **self.kwargs).arguments
+        return all(value is called.parameters[name].default for name, value in given.items())
 
     def make(self, space: Space, translate: Translate) -> Any:
         """The replica's own app. Raises StartupError."""

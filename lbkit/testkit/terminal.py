@@ -78,7 +78,7 @@ def of_thing(finding: Finding) -> Iterator[str]:
 def coverage(report: Report) -> Iterator[str]:
     yield f"{report.spread} of {report.tests} tests reached two replicas or more"
     for name, how in list(report.apps.items())[:MANY]:
-        if how not in ("module", "clone"):
+        if how not in ("module", "clone", "process"):
             yield f"    {name}: {how}"
 
 

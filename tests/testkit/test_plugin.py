@@ -344,7 +344,7 @@ def test_an_import_that_works_once_only_falls_back_to_clones(tmp_path: Path) -> 
         (["--replicas=2", "--replica-policy=best"], "need a policy of round_robin, random, sticky"),
         (
             ["--replicas=2", "--replica-isolation=vm"],
-            "need an isolation of auto, module, clone, none, got 'vm'",
+            "need an isolation of auto, module, clone, process, none, got 'vm'",
         ),
     ],
 )
