@@ -180,6 +180,8 @@ class Dialogue:
         reply = yield from COMMIT.call(
             self._session + key, *_arguments(delta), repeatable=_same_if_repeated(delta)
         )
+        if delta.create:
+            yield from self._warn_of_eviction()
         return _committed(delta, reply)
 
     def delete(self, *keys: str) -> Flow[int]:
@@ -229,11 +231,12 @@ class Dialogue:
 
     def ping(self) -> Flow[None]:
         yield from _sent(Call((("PING",),), repeatable=True))
-        if not self._asked_for_policy:
-            self._asked_for_policy = True
-            yield from self._warn_of_eviction()
+        yield from self._warn_of_eviction()
 
     def _warn_of_eviction(self) -> Flow[None]:
+        if self._asked_for_policy:
+            return
+        self._asked_for_policy = True
         try:
             policy = _evicts((yield Call((("INFO", "memory"),))))
         except (StoreUnavailable, ValueError, TypeError):  # not allowed, or another kind of server

@@ -116,18 +116,35 @@ def test_a_full_server_can_be_read_and_is_unavailable_for_writes(store: SyncStor
     assert store.delete(key) == 1
 
 
+@pytest.mark.parametrize("first", ["a health check", "a session"])
 def test_a_server_that_evicts_sessions_is_warned_of_once(
-    store: SyncStore, own: Server, caplog: pytest.LogCaptureFixture
+    store: SyncStore, own: Server, first: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with own.client() as client:
-        client.config_set("maxmemory", "100mb")
-        client.config_set("maxmemory-policy", "allkeys-lru")
+    evicting(own)
     with caplog.at_level(logging.WARNING, "lbkit.sessions"):
-        store.ping()
-        store.ping()
+        for _ in range(2):
+            store.ping() if first == "a health check" else begun(store, a=b"1")
     assert [record.getMessage() for record in caplog.records] == [
         "maxmemory-policy is allkeys-lru: when Redis is full, it ends sessions in use; need noeviction"
     ]
+
+
+def test_a_server_that_tells_us_nothing_of_itself_is_used_without_a_word(
+    store: SyncStore, own: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    evicting(own)
+    with own.client() as client:
+        client.execute_command("ACL SETUSER default -info -config")
+    with caplog.at_level(logging.WARNING, "lbkit.sessions"):
+        assert held(store, begun(store, a=b"1")) == {b"a": b"1"}
+        store.ping()
+    assert caplog.records == []
+
+
+def evicting(own: Server) -> None:
+    with own.client() as client:
+        client.config_set("maxmemory", "100mb")
+        client.config_set("maxmemory-policy", "allkeys-lru")
 
 
 class Cutter(threading.Thread):
