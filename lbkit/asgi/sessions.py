@@ -129,6 +129,7 @@ class Sessions(AppSessions):
         self.store: AsyncStore = astore_from(store)
         if not inspect.iscoroutinefunction(self.store.close):
             raise ConfigError(f"need a store that is awaited for an ASGI app, got {self.store!r}")
+        self._introduce(self.store)
         self._commits: set[asyncio.Task[Any]] = set()
 
     def open(self, scope: Scope) -> Session:

@@ -119,6 +119,10 @@ class AppSessions:
             raise ConfigError("need sessions='redis://...' in LBKit: this app's are the framework's own")
         return sessions
 
+    def _introduce(self, store: object) -> None:
+        """A store of one process wants to know of cookies that another one has given out."""
+        self.flows.missed = getattr(store, "missed", None)
+
     @property
     def counts(self) -> dict[str, int]:
         """How often what has happened in this process: created, rotated, renewed, ended, missed, conflicts,

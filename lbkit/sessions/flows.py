@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from lbkit.errors import SessionConflict, SessionError, SessionLocked, SessionTypeError, SessionUnavailable
 from lbkit.sessions.account import PERMANENT_FIELD, Account
@@ -73,6 +73,12 @@ class Begun(NamedTuple):
     done: Committed
 
 
+class Missed(Protocol):
+    """Wants to know of genuine cookies whose session is not in the store."""
+
+    def __call__(self, key: str, *, signed_at: float) -> None: ...
+
+
 class SessionFlows:
     """What is decided about the sessions of one app. `wall` is Unix time in seconds."""
 
@@ -90,6 +96,7 @@ class SessionFlows:
         self.options = options
         self.account = Account(options)
         self.roster = Roster(line, cookie, wall=wall)
+        self.missed: Missed | None = None
         self._line = line
         self._ask = line.ask
         self._wall = wall
@@ -114,6 +121,8 @@ class SessionFlows:
             return
         if fields is None or not self.account.lives(fields, self._wall()):
             self._line.count("missed")
+            if fields is None and self.missed is not None:
+                self.missed(presented.key, signed_at=presented.signed_at)
             session._begin(None, Contents({}))
             return
         # Who comes with an id that has been renewed is not told the new one.

@@ -34,16 +34,21 @@ log = logging.getLogger("lbkit.sessions")
 
 COUNTER = re.compile(rb"0|-?[1-9][0-9]{0,15}")
 
+ENDED = 10_000
+"""How many of the sessions that have ended are remembered, to tell them from those of another process."""
+
 
 class MemoryStore:
     """`max_sessions` bounds it: when one more is created, the one that would expire first goes."""
 
     shared = False
 
-    def __init__(self, *, max_sessions: int = 100_000, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self, *, max_sessions: int = 100_000, clock: Clock = time.monotonic, wall: Clock = time.time
+    ) -> None:
         if max_sessions < 1:
             raise ConfigError(f"need max_sessions >= 1, got max_sessions={max_sessions}")
-        _warn_of_other_workers(os.environ)
+        self._warned = _warn_of_other_workers(os.environ)
         self.max_sessions = max_sessions
         self._clock = clock
         self._sessions: dict[str, dict[bytes, bytes]] = {}
@@ -52,6 +57,9 @@ class MemoryStore:
         self._heap: list[tuple[float, str]] = []
         self._users: dict[str, dict[str, float]] = {}
         self._locks: dict[str, tuple[str, float]] = {}
+        self._wall = wall
+        self._ended: dict[str, float] = {}
+        self._remembers_since = wall()
         self._lock = RLock()
 
     def __repr__(self) -> str:
@@ -126,6 +134,21 @@ class MemoryStore:
     def close(self) -> None:
         """There is no connection; the sessions stay as long as the store."""
 
+    def missed(self, key: str, *, signed_at: float) -> None:
+        """A genuine cookie, signed at this Unix time, names a session that is not here.
+
+        If none of ours was ever called so, another process has given it out: that is said once, in the log.
+        """
+        with self._lock:
+            ours = key in self._sessions or key in self._ended or signed_at <= self._remembers_since
+            if ours or self._warned:
+                return
+            self._warned = True
+        log.warning(
+            "sessions are in the memory of each replica and worker, and a client has come with the cookie of "
+            "another one: here it is logged out; use redis:// sessions, or bind clients with a sticky cookie"
+        )
+
     def _refused(self, key: str, delta: Delta) -> Committed | None:
         held = self._sessions.get(key)
         if (held is not None) == delta.create:
@@ -180,7 +203,13 @@ class MemoryStore:
 
     def _end(self, key: str) -> bool:
         self._expires_at.pop(key, None)
-        return self._sessions.pop(key, None) is not None
+        if self._sessions.pop(key, None) is None:
+            return False
+        self._ended[key] = self._wall()
+        if len(self._ended) > ENDED:  # of cookies that are older than the one forgotten, nothing is known
+            forgotten = self._ended.pop(next(iter(self._ended)))
+            self._remembers_since = max(self._remembers_since, forgotten)
+        return True
 
 
 class AsyncMemoryStore:
@@ -230,6 +259,9 @@ class AsyncMemoryStore:
     async def close(self) -> None:
         self.store.close()
 
+    def missed(self, key: str, *, signed_at: float) -> None:
+        self.store.missed(key, signed_at=signed_at)
+
 
 def _miscounted(fields: Mapping[bytes, bytes], delta: Delta) -> Committed | None:
     """The refusal of an increment that cannot be done, as the deletes and sets leave its field."""
@@ -246,11 +278,13 @@ def _some(held: Mapping[bytes, bytes] | None, fields: Sequence[bytes]) -> Fields
     return None if held is None else {field: held[field] for field in fields if field in held}
 
 
-def _warn_of_other_workers(environ: Mapping[str, str]) -> None:
+def _warn_of_other_workers(environ: Mapping[str, str]) -> bool:
     workers = environ.get("WEB_CONCURRENCY", "")
-    if workers.isdecimal() and int(workers) > 1:
-        log.warning(
-            "sessions are in the memory of each process, and WEB_CONCURRENCY=%s starts several: "
-            "a client is logged out whenever another one answers; use redis:// sessions",
-            workers,
-        )
+    if not (workers.isdecimal() and int(workers) > 1):
+        return False
+    log.warning(
+        "sessions are in the memory of each process, and WEB_CONCURRENCY=%s starts several: "
+        "a client is logged out whenever another one answers; use redis:// sessions",
+        workers,
+    )
+    return True

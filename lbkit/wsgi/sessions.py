@@ -109,6 +109,7 @@ class Sessions(AppSessions):
         self.store: SyncStore = store_from(store)
         if inspect.iscoroutinefunction(self.store.close):
             raise ConfigError(f"need a store that blocks for a WSGI app, got {self.store!r}")
+        self._introduce(self.store)
 
     def open(self, environ: Environ) -> Session:
         return Session(self, environ)
