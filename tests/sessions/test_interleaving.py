@@ -159,8 +159,8 @@ class Interleaving(RuleBasedStateMachine):
         return self.running[which % len(self.running)]
 
     def _miscounts(self, request: Request) -> bool:
-        """Somebody has put something else where this request counts."""
-        if "hits" not in request.counted or "hits" in request.written:
+        """Somebody has put something else where this request counts, and it has not cleared that away."""
+        if "hits" not in request.counted or "hits" in request.written or request.parts == "clear":
             return False
         return type(self.stored.get("hits", 0)) is not int
 
