@@ -68,6 +68,12 @@ class HAProxy:
             time.sleep(0.02)
 
 
+def listens(path: Path) -> bool:
+    """The file is there before anybody listens to it."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        return connection.connect_ex(str(path)) == 0
+
+
 @contextmanager
 def haproxy(folder: Path, side: SidePort, *, backend: str = "", server: str = "") -> Iterator[HAProxy]:
     assert side.address is not None
@@ -80,7 +86,7 @@ def haproxy(folder: Path, side: SidePort, *, backend: str = "", server: str = ""
     )
     try:
         deadline = time.monotonic() + LIMIT
-        while not path.exists():
+        while not listens(path):
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < deadline
             time.sleep(0.01)
