@@ -78,7 +78,7 @@ class FirstParty:
         """Names of the private modules that are in `sys.modules` now."""
         # Looked through again only when something was imported: a scan costs more than a whole dispatch.
         if len(sys.modules) != self._seen or not self._names <= sys.modules.keys():
-            self._loaded = [name for name, module in list(sys.modules.items()) if self.copies(name, module)]
+            self._loaded = [name for name, module in sys.modules.copy().items() if self.copies(name, module)]
             self._names = frozenset(self._loaded)
             self._seen = len(sys.modules)
         return self._loaded

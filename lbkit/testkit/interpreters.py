@@ -7,7 +7,9 @@ done in the test process, where they cannot see it.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, cast
 
 from lbkit.asgi.exchange import inner_scope
@@ -65,8 +67,26 @@ class ElsewhereAsgi:
         self._address = address
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = asyncio.create_task(self._exchange(scope, receive, send))
+        try:
+            await asyncio.shield(exchange)
+        except asyncio.CancelledError:
+            exchange.cancel()
+            await ended(exchange)
+            raise
+
+    async def _exchange(self, scope: Scope, receive: Receive, send: Send) -> None:
         upstream = Upstream(self._address)  # a test client may have a new loop for each request
         try:
             await upstream(inner_scope(scope, {}), receive, send)
         finally:
             await upstream.aclose()
+
+
+async def ended(task: asyncio.Task[None]) -> None:
+    """Wait for it, however often we are cancelled (anyio does so in each step): it has a socket to close."""
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()  # nobody is left who would want to know

@@ -64,8 +64,14 @@ async def socket(websocket: WebSocket):
     await websocket.accept()
     await websocket.send_text(str(os.getpid()))
     await websocket.close()
+
+@app.websocket("/wait")
+async def wait(websocket: WebSocket):
+    await websocket.accept()
+    await websocket.receive_text()
 """
 ASKED = """
+import gc
 import os
 
 import httpx
@@ -79,6 +85,11 @@ def test_a_client_and_a_websocket():
         assert len(set(pids)) == 3 and os.getpid() not in pids
         with client.websocket_connect("/pid") as websocket:
             assert int(websocket.receive_text()) in pids
+
+def test_a_client_that_leaves_closes_its_connection():
+    with TestClient(app) as client, client.websocket_connect("/wait"):
+        pass
+    gc.collect()
 
 def test_each_request_on_a_loop_of_its_own():
     client = TestClient(app)
@@ -104,7 +115,7 @@ def test_each_kind_of_client_reaches_the_interpreters(tmp_path: Path) -> None:
     (tmp_path / "test_who.py").write_text(ASKED)
     (tmp_path / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n")
     ran = run(tmp_path, PROCESS, "-p", "anyio")
-    assert ran.outcomes == {"passed": 4}, ran.output
+    assert ran.outcomes == {"passed": 5}, ran.output
 
 
 MADE = """
