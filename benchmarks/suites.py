@@ -128,8 +128,7 @@ def fetched(suite: Suite, folder: Path) -> Path:
             )
             (archive,) = Path(temporary).glob("*.tar.gz")
             with tarfile.open(archive) as files:
-                members = [each for each in files if ".." not in each.name and not each.name.startswith("/")]
-                files.extractall(temporary, members)
+                files.extractall(temporary, filter="data")
             (unpacked,) = (each for each in Path(temporary).iterdir() if each.is_dir())
             for each in suite.removed:
                 shutil.rmtree(unpacked / each, ignore_errors=True)
