@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["cluster", "lb_aclient", "lb_app", "lb_client", "lb_url", "shared_redis"]
 
 MARKER = (
-    "replicas(n, policy=..., timeout=...): how this test's requests are spread (round_robin, random or "
-    "sticky), and with which arguments of Cluster the fixture cluster is made"
+    "replicas(n, policy=..., isolation=..., faults=[...], timeout=...): how many replicas this test has, how "
+    "they are isolated and its requests spread (round_robin, random or sticky); the fixture cluster is made "
+    "with these and other arguments of Cluster, and has the faults"
 )
 
 ROWS = 20
@@ -61,9 +62,12 @@ def cluster(request: pytest.FixtureRequest, lb_app: Any) -> Iterator[Cluster]:
     options: dict[str, Any] = dict(marker.kwargs) if marker is not None else {}
     if marker is not None and marker.args:
         options["replicas"] = marker.args[0]
+    faults = options.pop("faults", ())
     if options.get("policy") == "sticky":
         options |= {"policy": None, "sticky": Sticky(secret_keys=[token_bytes(32)], secure=False)}
     with Cluster(lb_app, **options) as started:
+        for fault in faults:
+            started.inject(fault)
         yield started
 
 

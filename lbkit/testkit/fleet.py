@@ -161,7 +161,7 @@ class WsgiDoor:
         def answer(number: int) -> Answer:
             return ask_wsgi(WsgiInside(fleet.spaces[number], fleet.app(number)), environ)
 
-        order = in_turn(index, len(fleet.spaces))
+        order = in_turn(index, self.kit.count)
         differ.compare(served, {fleet.spaces[n].name: answer(n) for n in order}, answer(index))
 
 
@@ -226,7 +226,7 @@ class AsgiDoor:
             inside = AsgiInside(fleet.spaces[number], fleet.app(number))
             return await ask_asgi(inside, {**scope, **state})
 
-        order = in_turn(index, len(fleet.spaces))
+        order = in_turn(index, self.kit.count)
         answers = {fleet.spaces[number].name: await answer(number) for number in order}
         differ.compare(served, answers, await answer(index))
 

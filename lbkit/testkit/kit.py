@@ -30,7 +30,7 @@ from lbkit.testkit.spaces import SWITCH, Space, current
 if TYPE_CHECKING:
     from lbkit.testkit.oracles.difference import DifferentialGet
 
-__all__ = ["POLICIES", "Kit", "Served", "Settings", "Turn", "Watcher"]
+__all__ = ["ISOLATIONS", "POLICIES", "Kit", "Served", "Settings", "Turn", "Watcher"]
 
 POLICIES = ("round_robin", "random", "sticky", "one")
 """`one`: every request goes to one replica, the last; that is how a verdict tells copies from spreading."""
@@ -76,6 +76,10 @@ class Turn:
     next: int = 0
     single: bool = False
     policy: str = ""
+    replicas: int = 0
+    """How many; 0: as many as the run has. So with `isolation`."""
+
+    isolation: str = ""
     allow: tuple[str, ...] = ()
     cloned: bool = False
     """Whether it has asked an app whose replicas are other processes."""
@@ -153,12 +157,13 @@ class Kit:
         self.clock = clock
         self.began_at = clock()
         self.first_party = FirstParty(settings.private)
-        self.spaces = [
-            Space(f"web{number + 1}", self.first_party, own=number == 0)
-            for number in range(settings.replicas)
-        ]
+        self.spaces: list[Space] = []
+        self.forked: list[Space] = []
+        self.apart: list[Space] = []
+        """What stands for replicas in other processes; in `forked` the first one is the test process."""
+
         self.recipes = Recipes(self.first_party)
-        self.mirror = Mirror(self.first_party, self.spaces)
+        self.mirror = Mirror(self.first_party)
         self.mirror.finders.append(self._twin_of_app)
         self.touched = Touched()
         self.patches = Patches()
@@ -168,15 +173,35 @@ class Kit:
         self.differ: DifferentialGet | None = None
         """Compares the replicas' answers, when that is asked for."""
 
-        self.apart = [Space(each.name, self.first_party, own=True) for each in self.spaces]
-        """What stands for replicas in other processes."""
-
-        self.forked = [self.spaces[0], *self.apart[1:]]
         self.interpreters = Interpreters(settings.replicas)
-        self.nursery = Nursery(space.name for space in self.forked[1:])
-        self._fleets: dict[int, AnyFleet | None] = {}
+        self.nursery = Nursery(())
+        self._fleets: dict[tuple[int, str], AnyFleet | None] = {}
         self._made: set[str] = set()
         self._bound: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+        self.grow(settings.replicas)
+
+    @property
+    def count(self) -> int:
+        """How many replicas the test that runs has."""
+        return self.turn.replicas or self.settings.replicas
+
+    @property
+    def isolation(self) -> str:
+        return self.turn.isolation or self.settings.isolation
+
+    def grow(self, replicas: int) -> None:
+        """Have room for so many: a test may ask for more of them than the others do."""
+        for number in range(len(self.spaces), replicas):
+            name = f"web{number + 1}"
+            space, apart = (Space(name, self.first_party, own=own) for own in (number == 0, True))
+            self.spaces.append(space)
+            self.apart.append(apart)
+            self.forked.append(apart if number else space)
+            if number:
+                self.mirror.add(space)
+                self.nursery.names.append(name)
+        self.interpreters.count = len(self.spaces)
+        self._fleets.clear()
 
     def close(self) -> None:
         """Take everything out again."""
@@ -187,15 +212,24 @@ class Kit:
         SWITCH.remove()
 
     def begin_test(
-        self, test: str, *, single: bool = False, policy: str = "", allow: tuple[str, ...] = ()
+        self,
+        test: str,
+        *,
+        single: bool = False,
+        policy: str = "",
+        allow: tuple[str, ...] = (),
+        replicas: int = 0,
+        isolation: str = "",
     ) -> None:
         """The round robin's start comes from the test's name: the same in each run, in any order."""
         number = zlib.crc32(test.encode()) + self.settings.seed
         self.turn = Turn(
             test=test,
-            next=number % len(self.spaces),
+            next=number % (replicas or self.settings.replicas),
             single=single,
             policy=policy or self.settings.policy,
+            replicas=replicas,
+            isolation=isolation,
             allow=allow,
             chance=random.Random(number),  # noqa: S311 - it picks replicas, not secrets
         )
@@ -230,15 +264,16 @@ class Kit:
         """The replicas of an app; None for one that has no recipe, or that a replica asks itself."""
         if current() is not None:
             return None
+        key = id(app), self.isolation
         try:
-            return self._fleets[id(app)]
+            return self._fleets[key]
         except KeyError:
-            fleet = self._fleets[id(app)] = self._new(app)
+            fleet = self._fleets[key] = self._new(app)
             return fleet
 
     def pick(self, client: object) -> int:
         """The number of the replica that serves the next request."""
-        turn, count = self.turn, len(self.spaces)
+        turn, count = self.turn, self.count
         if turn.single or count == 1:
             return 0
         if turn.policy == "one":
@@ -301,11 +336,11 @@ class Kit:
     def _new(self, app: Any) -> AnyFleet | None:
         self.mirror.refresh()
         self.mirror.watch()
-        if self.settings.isolation == "none":
+        if self.isolation == "none":
             return None
-        if self.settings.isolation == "clone":
+        if self.isolation == "clone":
             return self._cloned(app, "clone")
-        if self.settings.isolation != "process":
+        if self.isolation != "process":
             return self._copied(app)
         try:
             return self._in_processes(app)
@@ -319,7 +354,7 @@ class Kit:
             fleet = Fleet(self, app, recipe, forget=self._forget(id(app)))
             return self._checked(fleet, recipe, ": ".join(("module", *why)))
         except (NoRecipe, StartupError) as error:
-            if self.settings.isolation != "module":
+            if self.isolation != "module":
                 return self._cloned(app, "; ".join((f"clone: {error}", *why)))
             self.report.apps.setdefault(type(app).__name__, f"none: {error}")
             return None
@@ -365,13 +400,14 @@ class Kit:
         """A recipe that is new makes all of its replicas, so that we learn early what goes wrong."""
         if str(recipe) not in self._made:
             self._made.add(str(recipe))
-            for index in range(len(self.spaces)):
+            for index in range(self.count):
                 fleet.app(index)
             self.report.apps[str(recipe)] = how
         return fleet
 
     def _forget(self, number: int) -> Callable[[Any], object]:
-        return lambda _: self._fleets.pop(number, None)
+        key = number, self.isolation
+        return lambda _: self._fleets.pop(key, None)
 
     def _twin_of_app(self, own: Any, space: Space) -> Any:
         for fleet in list(self._fleets.values()):

@@ -11,7 +11,7 @@ a mock that counts calls counts those of all replicas.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import MethodType, ModuleType
 from typing import Any
 
@@ -52,17 +52,20 @@ class Slot:
 class Mirror:
     """Keeps the replicas' modules in step with what the test does to the process's own ones."""
 
-    def __init__(self, first_party: FirstParty, spaces: Iterable[Space]) -> None:
+    def __init__(self, first_party: FirstParty) -> None:
         self.first_party = first_party
-        self.spaces = [space for space in spaces if not space.own]
+        self.spaces: list[Space] = []
         self._slots: dict[tuple[int, bool, Any], Slot] = {}
         self.finders: list[Callable[[Any, Space], Any]] = []
         """Know more counterparts, such as those of apps. They return ABSENT for others."""
 
         self._watched: list[ModuleType] = []
         self._origins: dict[tuple[Space, str], ModuleType | None] = {}
-        for space in self.spaces:
-            space.on_load.append(self._loaded)
+
+    def add(self, space: Space) -> None:
+        """Keep the copies of this replica in step, too."""
+        self.spaces.append(space)
+        space.on_load.append(self._loaded)
 
     def watch(self) -> None:
         """Notice `module.name = value` on each private module that is there by now."""

@@ -16,7 +16,7 @@ from lbkit.testkit.findings import Finding, Oracle, Report, Verdict
 from lbkit.testkit.following import follow_mock, follow_monkeypatch, follow_reload
 from lbkit.testkit.frameworks import put_under
 from lbkit.testkit.in_memory import InMemory
-from lbkit.testkit.kit import Kit, Settings
+from lbkit.testkit.kit import ISOLATIONS, Kit, Settings
 from lbkit.testkit.oracles.boot import REMEDY as SECRET_REMEDY
 from lbkit.testkit.oracles.boot import BootDiff, is_secret
 from lbkit.testkit.oracles.difference import DifferentialGet
@@ -168,6 +168,11 @@ class Run(Reporter):
         finally:
             self.kit.end_test()
 
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        for item in items:
+            check(item)
+            self.kit.grow(asked(item)["replicas"])
+
     def pytest_pycollect_makemodule(self, module_path: Path) -> None:
         self.kit.first_party.exclude(os.path.relpath(module_path, self.config.rootpath))
 
@@ -233,6 +238,29 @@ def asked(item: pytest.Item) -> dict[str, Any]:
     """What a test's markers ask for."""
     allow = [pattern for marker in item.iter_markers("stateful_ok") for pattern in marker.args]
     replicas = item.get_closest_marker("replicas")
-    policy = replicas.kwargs.get("policy", "") if replicas else ""
-    single = item.get_closest_marker("single_replica") is not None
-    return {"single": single, "policy": policy, "allow": tuple(allow)}
+    how = replicas.kwargs if replicas else {}
+    return {
+        "single": item.get_closest_marker("single_replica") is not None,
+        "policy": how.get("policy", ""),
+        "isolation": how.get("isolation", ""),
+        "replicas": (replicas.args[0] if replicas and replicas.args else 0),
+        "allow": tuple(allow),
+    }
+
+
+def check(item: pytest.Item) -> None:
+    """Raises UsageError for a marker that asks for what there is not."""
+    marker = item.get_closest_marker("replicas")
+    if marker is None:
+        return
+    count, isolation = marker.args[0] if marker.args else 1, marker.kwargs.get("isolation", "auto")
+    if not isinstance(count, int) or count < 1:
+        raise pytest.UsageError(f"{item.nodeid}: need at least 1 replica, got replicas({count!r})")
+    if isolation not in ISOLATIONS:
+        known = ", ".join(ISOLATIONS)
+        raise pytest.UsageError(f"{item.nodeid}: need an isolation of {known}, got {isolation!r}")
+    if "faults" in marker.kwargs and "cluster" not in getattr(item, "fixturenames", ()):
+        raise pytest.UsageError(
+            f"{item.nodeid}: replicas(faults=...) is for tests with the fixture cluster: "
+            "--replicas itself injects none"
+        )

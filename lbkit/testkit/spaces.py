@@ -174,7 +174,7 @@ class Switch:
         with self._lock:
             new = {
                 name: module
-                for name, module in list(sys.modules.items())
+                for name, module in sys.modules.copy().items()
                 if space.modules.get(name) is not module and space.first_party.copies(name, module)
             }
             for name, module in new.items():

@@ -39,16 +39,16 @@ class StateWatch(Watcher):
         self.kit = kit
         self.found: dict[str, Found] = {}
         self._written: dict[str, list[str]] = {}
-        self._apps: dict[Space, list[Any]] = {space: [] for space in kit.spaces}
-        self._pictures = {
-            space: Picture(kit.first_party, self._modules(space), self._of(space)) for space in kit.spaces
-        }
+        self._apps: dict[Space, list[Any]] = {}
+        self._pictures: dict[Space, Picture] = {}
         self._fresh: set[Space] = set()
 
     def before(self, served: Served) -> None:
         # A test may have changed anything between two requests: only what happens from now on is the app's.
-        if served.space not in self._pictures:
+        if served.space not in self.kit.spaces:
             return  # a process of its own: its memory is out of sight
+        if served.space not in self._pictures:
+            self._add(served.space)
         self._chosen(served.space, served.app)
         picture = self._pictures[served.space]
         if served.space not in self._fresh:
@@ -62,6 +62,10 @@ class StateWatch(Watcher):
 
     def after(self, served: Served) -> None:
         self._look(served)
+
+    def _add(self, space: Space) -> None:
+        self._apps[space] = []
+        self._pictures[space] = Picture(self.kit.first_party, self._modules(space), self._of(space))
 
     def _chosen(self, space: Space, app: Any) -> None:
         if not any(each is app for each in self._apps[space]):
