@@ -380,6 +380,11 @@ def parts_of(app: Any) -> Iterator[tuple[str, str, Any]]:
     state = attributes(getattr(app, "state", None))
     if state is not None and isinstance(state.get("_state"), dict):
         yield type(app).__module__.partition(".")[0], "app.state", state["_state"]
+    # Flask-Caching keeps its stores here, and has none itself.
+    caches = getattr(app, "extensions", {}).get("cache")
+    for cache in list(caches.values()) if isinstance(caches, dict) else ():
+        if type(cache).__module__.partition(".")[0] in HOLDERS:
+            yield type(app).__module__.partition(".")[0], 'app.extensions["cache"]', cache
 
 
 def unique(changes: list[Change]) -> list[Change]:
