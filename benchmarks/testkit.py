@@ -26,8 +26,9 @@ from lbkit import asgi
 from lbkit.balancer import Pool, Replica
 from lbkit.testkit import Attempt, Cluster, Trace
 from lbkit.testkit.frameworks import put_under
-from lbkit.testkit.kit import Kit, Settings
+from lbkit.testkit.kit import Kit
 from lbkit.testkit.oracles.state import StateWatch
+from lbkit.testkit.settings import Settings
 
 CORE_GOAL = 3.0
 """A pick, the rows of the trace and a release, next to a direct ASGI call: about 1 us on a quiet machine."""

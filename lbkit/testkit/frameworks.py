@@ -26,7 +26,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from lbkit.testkit.bringing import Deed
-from lbkit.testkit.fleet import AsgiDoor
+from lbkit.testkit.doors import AsgiDoor
 from lbkit.testkit.kit import Kit
 from lbkit.testkit.mirror import ABSENT
 from lbkit.testkit.recipes import by_the_test

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from lbkit.testkit.findings import Report
-from lbkit.testkit.kit import Served, Watcher
 from lbkit.testkit.recipes import private_frames
 from lbkit.testkit.spaces import Space, current
+from lbkit.testkit.turn import Served, Watcher
 
 if TYPE_CHECKING:
     from lbkit.testkit.kit import Kit

@@ -9,8 +9,7 @@ from __future__ import annotations
 import random
 import time
 import zlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -18,135 +17,29 @@ from weakref import WeakKeyDictionary
 from lbkit.errors import ConfigError, LbkitError, StartupError
 from lbkit.testkit.bringing import Touched
 from lbkit.testkit.clone import Nursery, need_fork
+from lbkit.testkit.doors import AsgiDoor, WsgiDoor
 from lbkit.testkit.findings import Report, Row
 from lbkit.testkit.first_party import FirstParty
-from lbkit.testkit.fleet import AnyFleet, AsgiDoor, Clones, Fleet, Processes, WsgiDoor
+from lbkit.testkit.fleet import AnyFleet, Clones, Fleet, Processes
 from lbkit.testkit.interpreters import Interpreters
 from lbkit.testkit.mirror import ABSENT, Mirror
 from lbkit.testkit.patches import Patches
 from lbkit.testkit.recipes import NoRecipe, Recipe, Recipes
+from lbkit.testkit.settings import Settings, told
 from lbkit.testkit.spaces import SWITCH, Space, current
+from lbkit.testkit.turn import Served, Turn, Watcher
 
 if TYPE_CHECKING:
     from lbkit.testkit.oracles.difference import DifferentialGet
 
-__all__ = ["ISOLATIONS", "POLICIES", "Kit", "Served", "Settings", "Turn", "Watcher"]
+__all__ = ["Kit"]
 
-POLICIES = ("round_robin", "random", "sticky", "one")
-"""`one`: every request goes to one replica, the last; that is how a verdict tells copies from spreading."""
-
-ISOLATIONS = ("auto", "module", "clone", "process", "none")
 MOST_ROWS = 20_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What was asked for on the command line and in the configuration."""
-
-    replicas: int = 3
-    isolation: str = "auto"
-    policy: str = "round_robin"
-    seed: int = 0
-    app: str | None = None
-    private: tuple[str, ...] = ()
-    allow: tuple[str, ...] = ()
-    watch: bool = True
-    differ: bool = False
-    fresh: str = "session"
-    receive_timeout: float = 2.0
-
-    def __post_init__(self) -> None:
-        if self.replicas < 1:
-            raise ConfigError(f"need at least 1 replica, got --replicas {self.replicas}")
-        if self.isolation not in ISOLATIONS:
-            raise ConfigError(f"need an isolation of {', '.join(ISOLATIONS)}, got {self.isolation!r}")
-        if self.isolation == "clone":
-            need_fork()
-        if self.app is not None:
-            told(self.app)
-        if self.policy not in POLICIES:
-            raise ConfigError(f"need a policy of {', '.join(POLICIES)}, got {self.policy!r}")
-
-
-@dataclass(slots=True)
-class Turn:
-    """One test: where its round robin starts, and which replicas it has reached."""
-
-    test: str = ""
-    next: int = 0
-    single: bool = False
-    policy: str = ""
-    replicas: int = 0
-    """How many; 0: as many as the run has. So with `isolation`."""
-
-    isolation: str = ""
-    allow: tuple[str, ...] = ()
-    cloned: bool = False
-    """Whether it has asked an app whose replicas are other processes."""
-
-    reached: set[str] = field(default_factory=set)
-    rows: list[Row] = field(default_factory=list)
-    chance: random.Random = field(default_factory=random.Random)
-
-
-@dataclass(slots=True)
-class Served:
-    """One request, while it is served and after."""
-
-    space: Space
-    app: Any
-    own: Any
-    """The test process's own app, of which `app` is a replica."""
-
-    method: str
-    path: str
-    turn: Turn
-    began_at: float
-    status: int | None = None
-    headers: Iterable[Any] = ()
-    replay: Callable[[int], Any] | None = None
-    """Ask replica number N the same once more; None for what cannot be asked again."""
-
-    @property
-    def request(self) -> str:
-        return f"{self.space.name} {self.method} {self.path}"
-
-    def __str__(self) -> str:
-        return f"{self.request} {'-' if self.status is None else self.status}"
-
-
-class Watcher:
-    """An oracle that looks at each request. The verbs do nothing here."""
-
-    def before(self, served: Served, /) -> None: ...
-
-    def during(self, served: Served, /) -> None: ...
-
-    def after(self, served: Served, /) -> None: ...
-
-    def made(self, own: Any, /) -> None: ...
-
-    def making(self, own: Any, space: Space, /) -> None: ...
-
-    def booted(self, fleet: Fleet, space: Space, app: Any, /) -> None: ...
-
-    def over(self, turn: Turn, /) -> None: ...
-
-    def report(self, report: Report, /) -> None: ...
 
 
 def is_spread(app: Any) -> bool:
     """Whether this is the door of a `Cluster`, which has replicas of its own."""
     return bool(getattr(type(getattr(app, "__self__", app)), "lbkit_spreads", False))
-
-
-def told(target: str) -> Recipe:
-    """The recipe that a target such as `shop:create_app()` or `shop.web:app` names."""
-    module, colon, path = target.partition(":")
-    name = path.removesuffix("()")
-    if not (colon and all(part.isidentifier() for part in [*module.split("."), *name.split(".")])):
-        raise ConfigError(f"need module:app or module:create_app(), got --replica-app {target!r}")
-    return Recipe(module, name, call=path != name)
 
 
 class Kit:

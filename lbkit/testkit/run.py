@@ -16,7 +16,7 @@ from lbkit.testkit.findings import Finding, Oracle, Report, Verdict
 from lbkit.testkit.following import follow_mock, follow_monkeypatch, follow_reload
 from lbkit.testkit.frameworks import put_under
 from lbkit.testkit.in_memory import InMemory
-from lbkit.testkit.kit import ISOLATIONS, Kit, Settings
+from lbkit.testkit.kit import Kit
 from lbkit.testkit.oracles.boot import REMEDY as SECRET_REMEDY
 from lbkit.testkit.oracles.boot import BootDiff, is_secret
 from lbkit.testkit.oracles.difference import DifferentialGet
@@ -24,6 +24,7 @@ from lbkit.testkit.oracles.disk import DiskWatch
 from lbkit.testkit.oracles.state import StateWatch
 from lbkit.testkit.oracles.state import remedy as state_remedy
 from lbkit.testkit.page import render
+from lbkit.testkit.settings import ISOLATIONS, Settings
 from lbkit.testkit.terminal import headline, lines
 from lbkit.testkit.verdicts import Rerun, kept, program, verdict
 

@@ -11,9 +11,9 @@ from weakref import WeakSet
 
 from lbkit.testkit.findings import Finding, Oracle, Report
 from lbkit.testkit.first_party import AUTO_PRIVATE
-from lbkit.testkit.kit import Watcher
 from lbkit.testkit.oracles.source import place, where
 from lbkit.testkit.spaces import SWITCH, Space
+from lbkit.testkit.turn import Watcher
 
 if TYPE_CHECKING:
     from lbkit.testkit.fleet import Fleet

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lbkit.testkit.findings import Finding, Oracle, Report
-from lbkit.testkit.kit import Served, Watcher
 from lbkit.testkit.oracles.asking import Answer
+from lbkit.testkit.turn import Served, Watcher
 
 if TYPE_CHECKING:
     from lbkit.testkit.kit import Kit

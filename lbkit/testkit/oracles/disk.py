@@ -11,8 +11,9 @@ import sys
 from typing import Any, Protocol
 
 from lbkit.testkit.findings import Finding, Oracle, Report
-from lbkit.testkit.kit import Kit, Served, Turn, Watcher
+from lbkit.testkit.kit import Kit
 from lbkit.testkit.spaces import current
+from lbkit.testkit.turn import Served, Turn, Watcher
 
 __all__ = ["IGNORED", "WRITES", "DiskWatch", "hook_in", "watching"]
 

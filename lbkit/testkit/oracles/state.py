@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from lbkit.testkit.findings import Finding, Oracle, Report
 from lbkit.testkit.first_party import AUTO_PRIVATE
-from lbkit.testkit.kit import Served, Watcher
 from lbkit.testkit.oracles.memory import Change, Picture
 from lbkit.testkit.oracles.source import where
 from lbkit.testkit.spaces import SWITCH, Space
+from lbkit.testkit.turn import Served, Watcher
 
 if TYPE_CHECKING:
     from lbkit.testkit.kit import Kit
