@@ -1,20 +1,19 @@
 """What can be seen of an app in a fresh interpreter: `python -m lbkit.testkit.checkup TARGET FILE`.
 
-It makes the app once, looks at it, asks its health endpoints, and writes what it saw as JSON to FILE. Values
-are told by a digest alone: two of these files are compared, and a secret has no business in either.
+It makes the app once, looks at it, asks its health endpoints, and writes what it saw as JSON to FILE. Two of
+these files are compared.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
-import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from wsgiref.util import setup_testing_defaults
 
@@ -22,35 +21,19 @@ from lbkit.asgi.lifespan import Lifespan
 from lbkit.cli.target import App, find, parse
 from lbkit.errors import LbkitError, StartupError
 from lbkit.interface import Interface, interface_of
+from lbkit.testkit.facts import Facts, Value, add_facts
 from lbkit.testkit.first_party import FirstParty
 from lbkit.types import Message
 
-__all__ = ["HEALTH", "Checkup", "Secret", "checkup", "main"]
+__all__ = ["HEALTH", "Checkup", "checkup", "main"]
 
 HEALTH = ("/health", "/health/ready", "/health/live")
-ADDRESS = re.compile(r"\b0x[0-9a-fA-F]+")
-SECRET = re.compile(r"secret|salt|signing|csrf.*key|jwt.*key|token_key|encryption", re.IGNORECASE)
-SHORTEST = 16
-"""Characters below which a secret can be guessed."""
-
-GUESSED = frozenset({"dev", "secret", "changeme", "change-me", "development", "password", "test", "key"})
 OURS = ("__main__", "__mp_main__")
 """The names under which this very file runs."""
 
-PLAIN = (str, bytes, int, float, bool, type(None))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Secret:
-    digest: str | None
-    """None when it is not set."""
-
-    weak: str | None = None
-    """Why it is easy to guess."""
-
 
 @dataclass(slots=True, kw_only=True)
-class Checkup:
+class Checkup(Facts):
     """One boot."""
 
     name: str = ""
@@ -60,11 +43,6 @@ class Checkup:
     error: str | None = None
     """Why there is no app; nothing else is known then."""
 
-    secrets: dict[str, Secret] = field(default_factory=dict)
-    config: dict[str, str] = field(default_factory=dict)
-    """Digests of the app's configuration, and of the plain values in its modules."""
-
-    routes: list[str] = field(default_factory=list)
     health: dict[str, int | None] = field(default_factory=dict)
     lifespan: str | None = None
     """What its lifespan said when it failed."""
@@ -82,7 +60,7 @@ class Checkup:
     @classmethod
     def read(cls, path: Path) -> Checkup:
         values = json.loads(path.read_text(encoding="utf-8"))
-        values["secrets"] = {name: Secret(**each) for name, each in values["secrets"].items()}
+        values["values"] = {name: Value(**each) for name, each in values["values"].items()}
         return cls(**values)
 
 
@@ -101,77 +79,25 @@ def checkup(target: str, *, app_dir: Path | None = None, private: Iterable[str] 
         return seen
     seen.seconds = time.perf_counter() - began
     seen.name = source.name
-    _look(seen, app)
-    _look_at_modules(seen, FirstParty(private))
+    _look(seen, app, _modules(FirstParty(private)))
     _ask(seen, app)
     return seen
 
 
-def _look(seen: Checkup, app: Any) -> None:
+def _look(seen: Checkup, app: Any, modules: Mapping[str, ModuleType]) -> None:
     seen.interface = interface_of(app).value
     seen.framework = type(app).__module__.partition(".")[0]
-    config = getattr(app, "config", None)
-    if isinstance(config, Mapping):
-        _add(seen, ((f'app.config["{key}"]', value) for key, value in config.items()))
-    _add(seen, ((f"app.state.{key}", value) for key, value in _state(app).items()))
-    for each in getattr(app, "user_middleware", ()):
-        name = getattr(each.cls, "__name__", "middleware")
-        _add(seen, ((f"{name}({key}=...)", value) for key, value in dict(each.kwargs).items()))
-    seen.routes = sorted(_routes(app))
+    add_facts(seen, app, modules)
+    for name, module in modules.items():
+        seen.modules[name] = str(module.__file__)
+        seen.full += [f"{name}.{key}" for key, value in vars(module).items() if _is_full(key, value)]
     _look_at_sessions(seen, app)
 
 
-def _state(app: Any) -> Mapping[str, Any]:
-    state = getattr(getattr(app, "state", None), "_state", {})
-    return state if isinstance(state, Mapping) else {}
-
-
-def _add(seen: Checkup, values: Iterable[tuple[str, Any]]) -> None:
-    for name, value in values:
-        text = _text(value)
-        if text is None:
-            continue
-        if SECRET.search(name) and isinstance(value, str | bytes | None):
-            seen.secrets[name] = Secret(digest=_digest(text) if value else None, weak=_weakness(value))
-        else:
-            seen.config[name] = _digest(text)
-
-
-def _text(value: Any) -> str | None:
-    """A text that is the same for equal values; None for what has none, such as an object with an address."""
-    if isinstance(value, set | frozenset):
-        value = sorted(map(repr, value))
-    try:
-        text = repr(value)
-    except Exception:
-        return None
-    return None if ADDRESS.search(text) else text
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
-
-
-def _weakness(value: str | bytes | None) -> str | None:
-    if not value:
-        return None
-    word = value.decode("latin-1") if isinstance(value, bytes) else value
-    if word.lower() in GUESSED:
-        return "it is the first word that anybody would try"
-    return f"it has {len(word)} characters; take {SHORTEST} or more" if len(word) < SHORTEST else None
-
-
-def _routes(app: Any) -> Iterator[str]:
-    rules = getattr(getattr(app, "url_map", None), "iter_rules", None)
-    if rules is not None:
-        yield from (f"{rule.rule} {','.join(sorted(rule.methods or ()))}" for rule in rules())
-        return
-    for route in getattr(app, "routes", None) or ():
-        if isinstance(path := getattr(route, "path", None), str):
-            methods = ",".join(sorted(getattr(route, "methods", None) or ()))
-            yield f"{path} {methods}".strip()
-        else:  # FastAPI's way to hold a router that was included
-            yield from _routes(getattr(route, "original_router", None))
+def _modules(first_party: FirstParty) -> dict[str, ModuleType]:
+    """Those of the app that have a file, and are not this one."""
+    named = {name: sys.modules[name] for name in first_party.loaded() if name not in OURS}
+    return {name: module for name, module in named.items() if getattr(module, "__file__", None) is not None}
 
 
 def _look_at_sessions(seen: Checkup, app: Any) -> None:
@@ -189,22 +115,8 @@ def _look_at_sessions(seen: Checkup, app: Any) -> None:
             seen.secure_cookies = bool(each.kwargs.get("https_only")) if not ours else None
 
 
-def _look_at_modules(seen: Checkup, first_party: FirstParty) -> None:
-    for name in first_party.loaded():
-        if name in OURS:
-            continue
-        module = sys.modules[name]
-        file = getattr(module, "__file__", None)
-        if file is None:
-            continue
-        seen.modules[name] = file
-        values = [(key, value) for key, value in vars(module).items() if not key.startswith("__")]
-        _add(seen, ((f"{name}.{key}", value) for key, value in values if isinstance(value, PLAIN)))
-        seen.full += [f"{name}.{key}" for key, value in values if _is_full(value)]
-
-
-def _is_full(value: Any) -> bool:
-    return isinstance(value, dict | list | set) and bool(value)
+def _is_full(name: str, value: Any) -> bool:
+    return not name.startswith("__") and isinstance(value, dict | list | set) and bool(value)
 
 
 def _ask(seen: Checkup, app: App) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from lbkit.testkit.checkup import Checkup, Secret
+from lbkit.testkit.checkup import Checkup
+from lbkit.testkit.facts import Value, word_of
 from lbkit.testkit.module_state import State
 
 __all__ = ["Diagnosis", "Level", "Remark", "diagnose"]
@@ -91,12 +92,12 @@ class Places:
 
     def of_secret(self, name: str) -> str | None:
         """The line that names it, best one that also makes something random."""
-        word = re.search(r"\w+(?=\W*$)", name.removesuffix("=...)"))
+        word = word_of(name)
         lines = [
             (module, number, line)
             for module, text in self._sources.items()
             for number, line in enumerate(text.splitlines(), start=1)
-            if word is not None and re.search(rf"\b{word[0]}\b", line)
+            if re.search(rf"\b{re.escape(word)}\b", line)
         ]
         lines.sort(key=lambda each: not RANDOM.search(each[2]))
         return self.of(*lines[0][:2]) if lines else None
@@ -117,8 +118,8 @@ def _replicas(first: Checkup, second: Checkup, places: Places) -> Iterator[Remar
             )
         elif (weak := _weak(name, secret, places)) is not None:
             yield weak
-    for name, digest in first.config.items():
-        if second.config.get(name, digest) != digest:
+    for name, value in first.settings.items():
+        if second.values.get(name, value) != value:
             seen = True
             yield Remark(
                 level=Level.NOTE,
@@ -132,11 +133,11 @@ def _replicas(first: Checkup, second: Checkup, places: Places) -> Iterator[Remar
         odd = sorted(set(first.routes) ^ set(second.routes))
         yield Remark(level=Level.WRONG, about="replicas", what=f"routes differ: {', '.join(odd[:5])}")
     if not seen:
-        counted = f"{len(first.secrets)} secrets, {len(first.config)} settings, {len(first.routes)} routes"
+        counted = f"{len(first.secrets)} secrets, {len(first.settings)} settings, {len(first.routes)} routes"
         yield Remark(level=Level.FINE, about="replicas", what=f"{counted}: the same in both boots")
 
 
-def _weak(name: str, secret: Secret, places: Places) -> Remark | None:
+def _weak(name: str, secret: Value, places: Places) -> Remark | None:
     if secret.weak is None:
         return None
     return Remark(
