@@ -23,12 +23,15 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from lbkit.errors import ConfigError, StartupError
+
+if TYPE_CHECKING:
+    from _typeshed import HasFileno
 
 __all__ = ["Child"]
 
@@ -46,6 +49,9 @@ class Child:
     as is LBKIT_REPLICA_ID with its name (in a pool: the replica's, unless given). `patience`: how many
     seconds it may take to answer.
     """
+
+    program = "lbkit.cli.child"
+    """The module that its interpreter runs."""
 
     def __init__(
         self,
@@ -175,14 +181,20 @@ class Child:
     # -- its process
 
     def _spawn(self, listener: socket.socket) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "lbkit.cli.child", self.target, "--fd", str(listener.fileno())]
+        return self._run(self._command(listener), listener)
+
+    def _command(self, listener: socket.socket) -> list[str]:
+        command = [sys.executable, "-m", self.program, self.target, "--fd", str(listener.fileno())]
         command += ["--factory"] if self.factory else []
         command += ["--app-dir", str(self.app_dir)] if self.app_dir is not None else []
+        return command
+
+    def _run(self, command: Sequence[str], *passed: HasFileno) -> subprocess.Popen[bytes]:
         return subprocess.Popen(  # noqa: S603 - the app that we were asked to run
             command,
             stdin=subprocess.PIPE,  # its end tells the child that we are gone
             stderr=subprocess.PIPE,
-            pass_fds=[listener.fileno()],
+            pass_fds=[each.fileno() for each in passed],
             start_new_session=True,  # Ctrl-C is for us: we stop it when its requests are done
             env=self._environment(),
         )

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -18,11 +19,12 @@ import uvicorn
 
 from lbkit.asgi.forwarded import ForwardedMiddleware
 from lbkit.asgi.replica import as_asgi
-from lbkit.cli.target import find, one_line, parse, where
+from lbkit.cli.target import App, find, one_line, parse, where
 from lbkit.errors import LbkitError
 from lbkit.forwarded import TrustedProxies
+from lbkit.types import ASGIApp
 
-__all__ = ["main"]
+__all__ = ["main", "serve"]
 
 KEEP_ALIVE = 75
 """Seconds that an idle connection is kept. Longer than the balancer does: it must be the one to close."""
@@ -34,6 +36,18 @@ KEEP_ALIVE = 75
 @click.option("--factory", is_flag=True)
 @click.option("--app-dir", type=click.Path(path_type=Path))
 def main(target: str, fd: int, factory: bool, app_dir: Path | None) -> None:
+    serve(target, fd=fd, factory=factory, app_dir=app_dir)
+
+
+def serve(
+    target: str,
+    *,
+    fd: int,
+    factory: bool = False,
+    app_dir: Path | None = None,
+    around: Callable[[App], ASGIApp] = as_asgi,
+) -> None:
+    """Make the app and serve it until SIGTERM. `around` puts something around it."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     try:
@@ -47,7 +61,7 @@ def main(target: str, fd: int, factory: bool, app_dir: Path | None) -> None:
         sys.exit(2)
     config = uvicorn.Config(
         # Only the balancer can reach this socket, so it is the one hop that is believed.
-        ForwardedMiddleware(as_asgi(app), TrustedProxies(["unix", "127.0.0.1"])),
+        ForwardedMiddleware(around(app), TrustedProxies(["unix", "127.0.0.1"])),
         interface="asgi3",
         proxy_headers=False,
         access_log=False,

@@ -61,7 +61,7 @@ def add_facts(facts: Facts, app: Any, modules: Mapping[str, ModuleType]) -> None
 
 
 def word_of(name: str) -> str:
-    """The last word of a value's name: SECRET_KEY of `app.config["SECRET_KEY"]` or of `shop.keys.SECRET_KEY`."""
+    """The last word of a value's name, such as SECRET_KEY of `app.config["SECRET_KEY"]`."""
     word = re.search(r"\w+(?=\W*$)", name.removesuffix("=...)"))
     return word[0] if word else name
 

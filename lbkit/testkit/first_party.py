@@ -19,13 +19,13 @@ import os
 import site
 import sys
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
 from types import ModuleType
 
 from lbkit.errors import ConfigError
 
-__all__ = ["AUTO_PRIVATE", "FirstParty"]
+__all__ = ["AUTO_PRIVATE", "FirstParty", "projects_own"]
 
 AUTO_PRIVATE = frozenset(
     {
@@ -120,6 +120,11 @@ class FirstParty:
             raise ConfigError(f"{name} cannot be private to a replica: all of them run on it")
         if name not in sys.modules and importlib.util.find_spec(name) is None:
             raise ConfigError(f"there is no package {name} to copy for each replica: {_searched()}")
+
+
+def projects_own(modules: Mapping[str, ModuleType]) -> dict[str, ModuleType]:
+    """Without the libraries that are private only because they keep a registry."""
+    return {name: each for name, each in modules.items() if name.partition(".")[0] not in AUTO_PRIVATE}
 
 
 def _places(top: str) -> list[str] | None:

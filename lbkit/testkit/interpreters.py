@@ -8,7 +8,7 @@ done in the test process, where they cannot see it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from lbkit.asgi.exchange import inner_scope
 from lbkit.asgi.upstream import Upstream
 from lbkit.interface import Interface, interface_of
 from lbkit.testkit.isolation import ProcessReplica, replicas
+from lbkit.testkit.said import Said
 from lbkit.types import Environ, Receive, Scope, Send, StartResponse
 from lbkit.wsgi.environ import inner_environ
 
@@ -25,14 +26,18 @@ __all__ = ["Interpreters"]
 class Interpreters:
     """The interpreters of a run. Those of one target serve each app that it names."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, private: Iterable[str] = (), watch: bool = False) -> None:
         self.count = count
+        self._private = tuple(private)
+        self._watch = watch
         self._running: dict[str, list[ProcessReplica]] = {}
 
     def start(self, target: str) -> None:
         """Start those of a target, unless they run. Raises StartupError."""
         if target not in self._running:
-            started = replicas(target, self.count, isolation="process")
+            started = replicas(
+                target, self.count, isolation="process", private=self._private, watch=self._watch
+            )
             self._running[target] = cast("list[ProcessReplica]", started)
 
     def app(self, target: str, index: int, own: Any) -> Any:
@@ -42,6 +47,13 @@ class Interpreters:
         if interface_of(own) is Interface.WSGI:
             return ElsewhereWsgi(replica)
         return ElsewhereAsgi(replica.child.address)
+
+    def heard(self, name: str | None = None) -> Iterator[tuple[str, Said]]:
+        """What the interpreters, or those of one name, have said since they were asked last."""
+        for started in self._running.values():
+            for each in started:
+                if name in (None, each.name):
+                    yield from ((each.name, said) for said in each.child.heard())
 
     def close(self) -> None:
         for started in self._running.values():

@@ -18,11 +18,11 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from lbkit.children import Child
 from lbkit.errors import ConfigError, StartupError
 from lbkit.interface import Interface, interface_of
 from lbkit.testkit.clone import Nursery, need_fork, remote
 from lbkit.testkit.first_party import FirstParty
+from lbkit.testkit.interpreter import Interpreter
 from lbkit.testkit.spaces import SWITCH, Space, Visit, in_steps
 from lbkit.types import ASGIApp, Environ, Receive, Scope, Send, StartResponse, WSGIApp
 from lbkit.wsgi.replica import ChildApp
@@ -71,11 +71,13 @@ def replicas(
     isolation: str = "module",
     private: Iterable[str] = (),
     first_party: FirstParty | None = None,
+    watch: bool = False,
 ) -> list[IsolatedReplica]:
     """N replicas web1, web2, ... of TARGET, such as `shop:create_app` or `shop:app`.
 
     `private` names the top-level packages of which each replica gets a copy; by default those that are not
-    installed. Raises ConfigError for a wrong value, and StartupError, which names the replica.
+    installed. With `watch` one in a process of its own watches itself. Raises ConfigError for a wrong value,
+    and StartupError, which names the replica.
     """
     if n < 1:
         raise ConfigError(f"need at least 1 replica, got {n}")
@@ -89,7 +91,7 @@ def replicas(
         sys.path.insert(0, str(place.root))
     names = [f"web{number}" for number in range(1, n + 1)]
     if isolation == "process":
-        return processes(target, names)
+        return processes(target, names, private=private, watch=watch)
     if isolation == "clone":
         return clones(place, names)
     owned = first_party or FirstParty(private)
@@ -147,9 +149,9 @@ class ProcessReplica(Outside):
 
     interface = Interface.WSGI
 
-    def __init__(self, name: str, target: str) -> None:
-        self.name = name
-        self.child = Child(target, name=name)
+    def __init__(self, child: Interpreter) -> None:
+        self.name = child.name
+        self.child = child
         self.app = ChildApp(self.child, read_timeout=None)
         self.app.start()
 
@@ -157,7 +159,7 @@ class ProcessReplica(Outside):
         self.app.close()
 
 
-def processes(target: str, names: list[str]) -> list[IsolatedReplica]:
+def processes(target: str, names: list[str], *, private: Iterable[str], watch: bool) -> list[IsolatedReplica]:
     """All of them, or none: those before one that does not start are stopped again."""
     if not hasattr(socket, "AF_UNIX"):
         raise ConfigError(
@@ -166,7 +168,7 @@ def processes(target: str, names: list[str]) -> list[IsolatedReplica]:
     started: list[IsolatedReplica] = []
     try:
         for name in names:
-            started.append(ProcessReplica(name, target))
+            started.append(ProcessReplica(Interpreter(target, name=name, private=private, watch=watch)))
     except BaseException:
         for each in started:
             each.close()

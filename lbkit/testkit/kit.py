@@ -66,7 +66,7 @@ class Kit:
         self.differ: DifferentialGet | None = None
         """Compares the replicas' answers, when that is asked for."""
 
-        self.interpreters = Interpreters(settings.replicas)
+        self.interpreters = Interpreters(settings.replicas, private=settings.private, watch=settings.watch)
         self.nursery = Nursery(())
         self._fleets: dict[tuple[int, str], AnyFleet | None] = {}
         self._made: set[str] = set()
@@ -141,6 +141,7 @@ class Kit:
     def end_test(self) -> None:
         turn, self.turn = self.turn, Turn(policy=self.settings.policy)
         self.nursery.close()
+        self._listen(turn)
         for watcher in self.watchers:
             watcher.over(turn)
         self.report.tests += 1
@@ -189,6 +190,7 @@ class Kit:
         return served
 
     def look(self, served: Served) -> None:
+        self._listen(served.turn, served.space.name)
         for watcher in self.watchers:
             watcher.during(served)
 
@@ -204,8 +206,15 @@ class Kit:
             round(now - served.began_at, 6),
         )
         served.turn.rows.append(row)
+        self._listen(served.turn, served.space.name)
         for watcher in self.watchers:
             watcher.after(served)
+
+    def _listen(self, turn: Turn, replica: str | None = None) -> None:
+        """Tell the watchers what interpreters have said: they watch themselves."""
+        for name, said in self.interpreters.heard(replica):
+            for watcher in self.watchers:
+                watcher.heard(name, said, turn)
 
     def made(self, own: Any) -> None:
         """A framework's app was made in the test process."""
@@ -256,6 +265,7 @@ class Kit:
         """Raises LbkitError with the reason why not."""
         target, began_at = self._target(app), self.clock()
         processes = Processes(self, app, target, forget=self._forget(id(app)))
+        self._listen(self.turn)
         self.report.apps[target] = "process"
         self.report.boot_seconds += self.clock() - began_at
         return processes

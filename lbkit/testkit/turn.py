@@ -12,6 +12,7 @@ from lbkit.testkit.spaces import Space
 
 if TYPE_CHECKING:
     from lbkit.testkit.fleet import Fleet
+    from lbkit.testkit.said import Said
 
 __all__ = ["Served", "Turn", "Watcher"]
 
@@ -77,6 +78,8 @@ class Watcher:
     def making(self, own: Any, space: Space, /) -> None: ...
 
     def booted(self, fleet: Fleet, space: Space, app: Any, /) -> None: ...
+
+    def heard(self, replica: str, said: Said, turn: Turn, /) -> None: ...
 
     def over(self, turn: Turn, /) -> None: ...
 

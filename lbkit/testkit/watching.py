@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from lbkit.testkit.first_party import AUTO_PRIVATE
+from lbkit.testkit.first_party import projects_own
 from lbkit.testkit.oracles.disk import IGNORED, WRITES, hook_in, watching
 from lbkit.testkit.oracles.memory import Change, Picture
-from lbkit.testkit.oracles.source import where
+from lbkit.testkit.oracles.source import file_of, where
 from lbkit.testkit.spaces import Space, current
 from lbkit.testkit.trace import Row
 
@@ -41,14 +41,10 @@ class MemoryWatch:
 
     def where(self, change: Change) -> str | None:
         """`file:line` of where it begins."""
-        return where(self._modules().get(change.module), change.path)
+        return where(file_of(self._modules().get(change.module)), change.path)
 
     def _modules(self) -> dict[str, ModuleType]:
-        return {
-            name: module
-            for name, module in self._space.modules.items()
-            if name.partition(".")[0] not in AUTO_PRIVATE
-        }
+        return projects_own(self._space.modules)
 
 
 @dataclass(frozen=True, slots=True)

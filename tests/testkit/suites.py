@@ -50,7 +50,8 @@ def run(folder: Path, *arguments: str, replicas: int | None = 3) -> Ran:
         timeout=300,
     )
     text = report.read_text() if report.exists() else None
-    return Ran(done.returncode, done.stdout + done.stderr, Report.from_json(text) if text else None)
+    # stdout last: it ends with the outcomes, and an interpreter may say something at any time.
+    return Ran(done.returncode, done.stderr + done.stdout, Report.from_json(text) if text else None)
 
 
 def seeded(folder: Path, app: str, bug: str | None = None) -> Path:

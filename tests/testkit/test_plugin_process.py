@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lbkit.testkit.findings import Oracle, Verdict
-from tests.testkit.suites import run, seeded
+from tests.testkit.suites import Ran, run, seeded
 
 PROCESS = "--replica-isolation=process"
+MODULE = "--replica-isolation=module"
 FIXTURE = """
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
@@ -42,11 +44,34 @@ def test_an_app_without_a_mistake_gets_no_word_from_interpreters_of_its_own(tmp_
     assert {row.replica for row in ran.report.rows} == {"web1", "web2", "web3"}
 
 
-def test_a_random_secret_key_fails_a_test_over_interpreters(tmp_path: Path) -> None:
-    ran = run(shop(tmp_path, "secret"), PROCESS)
-    (test,) = ran.found(Oracle.ASSERTION)
+def test_interpreters_find_the_same_things_at_the_same_places_as_private_modules_do(tmp_path: Path) -> None:
+    for bug in ("secret", "sessions", "cache", "lockout"):
+        shop(tmp_path, bug)
+    in_processes, in_modules = (run(tmp_path, how, "--replica-classify=no") for how in (PROCESS, MODULE))
+    assert things(in_processes) == things(in_modules), in_processes.output
+    assert in_processes.outcomes == in_modules.outcomes
+    assert {
+        (oracle, str(what).partition(" ")[0], where) for oracle, what, where, *_ in things(in_processes)
+    } == {
+        (Oracle.BOOT, 'app.config["SECRET_KEY"]', "shop/keys.py:5"),
+        (Oracle.STATE, "shop.sessions.STORE", "shop/sessions.py:7"),
+        (Oracle.STATE, "shop.texts.CACHE", "shop/texts.py:3"),
+        (Oracle.STATE, "shop.lockout.FAILS", "shop/lockout.py:1"),
+    }
+
+
+def things(ran: Ran) -> list[tuple[Any, ...]]:
+    """What was found besides failed tests."""
+    assert ran.report is not None, ran.output
+    found = [each for each in ran.report.findings if each.oracle is not Oracle.ASSERTION]
+    return [(each.oracle, each.what, each.where, each.times, each.requests, each.remedy) for each in found]
+
+
+def test_a_test_that_fails_over_interpreters_is_told_what_they_have_written(tmp_path: Path) -> None:
+    (test,) = run(shop(tmp_path, "sessions"), PROCESS).found(Oracle.ASSERTION)
     assert test.what == "test_shop.py::test_the_cart_is_remembered"
     assert test.verdict is Verdict.CLIENT
+    assert test.state[0].startswith("shop.sessions.STORE (dict, 0 → 1), written by web2 POST /login")
 
 
 WHO = """

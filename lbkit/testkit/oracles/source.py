@@ -8,12 +8,18 @@ from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
-__all__ = ["place", "where"]
+__all__ = ["file_of", "place", "where"]
+
+HERE = os.getcwd()
+"""Where the run was started: a test may be somewhere else by now."""
 
 
-def where(module: ModuleType | None, path: str) -> str | None:
-    """`file:line` of a dotted name in a module, or of the first part of it that can be found."""
-    file = getattr(module, "__file__", None)
+def file_of(module: ModuleType | None) -> str | None:
+    return getattr(module, "__file__", None)
+
+
+def where(file: str | None, path: str) -> str | None:
+    """`file:line` of a dotted name in a module's file, or of the first part of it that can be found."""
     if not file:
         return None
     lines = definitions(file)
@@ -25,7 +31,7 @@ def where(module: ModuleType | None, path: str) -> str | None:
 
 
 def place(file: str, line: int) -> str:
-    short = os.path.relpath(file)
+    short = os.path.relpath(file, HERE)
     return f"{file if short.startswith('..') else short}:{line}"
 
 

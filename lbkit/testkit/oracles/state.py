@@ -8,11 +8,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from lbkit.testkit.findings import Finding, Oracle, Report
-from lbkit.testkit.first_party import AUTO_PRIVATE
+from lbkit.testkit.first_party import projects_own
 from lbkit.testkit.oracles.memory import Change, Picture
-from lbkit.testkit.oracles.source import where
+from lbkit.testkit.oracles.source import file_of, where
+from lbkit.testkit.said import Changed, Said
 from lbkit.testkit.spaces import SWITCH, Space
-from lbkit.testkit.turn import Served, Watcher
+from lbkit.testkit.turn import Served, Turn, Watcher
 
 if TYPE_CHECKING:
     from lbkit.testkit.kit import Kit
@@ -46,7 +47,7 @@ class StateWatch(Watcher):
     def before(self, served: Served) -> None:
         # A test may have changed anything between two requests: only what happens from now on is the app's.
         if served.space not in self.kit.spaces:
-            return  # a process of its own: its memory is out of sight
+            return  # a process of its own: it watches itself, or is out of sight
         if served.space not in self._pictures:
             self._add(served.space)
         self._chosen(served.space, served.app)
@@ -62,6 +63,10 @@ class StateWatch(Watcher):
 
     def after(self, served: Served) -> None:
         self._look(served)
+
+    def heard(self, replica: str, said: Said, turn: Turn) -> None:
+        if isinstance(said, Changed):
+            self._note(said.change, said.file, f"{replica} {said.request}", turn)
 
     def _add(self, space: Space) -> None:
         self._apps[space] = []
@@ -82,21 +87,20 @@ class StateWatch(Watcher):
     def _look(self, served: Served) -> None:
         picture = self._pictures.get(served.space)
         for change in picture.changes() if picture is not None else ():
-            if not self.kit.allows(change.name, served.turn):
-                found = self.found.get(change.name)
-                if found is None:
-                    module = self._modules(served.space)().get(change.module)
-                    found = self.found[change.name] = Found(change, module)
-                found.add(served)
-                written = f"{change.name} ({change.how}), written by {served}"
-                self._written.setdefault(served.turn.test, []).append(written)
+            file = file_of(self._modules(served.space)().get(change.module))
+            self._note(change, file, str(served), served.turn)
+
+    def _note(self, change: Change, file: str | None, request: str, turn: Turn) -> None:
+        if self.kit.allows(change.name, turn):
+            return
+        self.found.setdefault(change.name, Found(change, file)).add(request, turn.test)
+        written = f"{change.name} ({change.how}), written by {request}"
+        self._written.setdefault(turn.test, []).append(written)
 
     def _modules(self, space: Space) -> Callable[[], dict[str, ModuleType]]:
         def modules() -> dict[str, ModuleType]:
             found = SWITCH.own_modules(space.first_party) if space.own else space.modules
-            return {
-                name: module for name, module in found.items() if name.partition(".")[0] not in AUTO_PRIVATE
-            }
+            return projects_own(found)
 
         return modules
 
@@ -107,16 +111,16 @@ class StateWatch(Watcher):
 class Found:
     """One place, and the requests that have changed it."""
 
-    def __init__(self, change: Change, module: ModuleType | None) -> None:
+    def __init__(self, change: Change, file: str | None) -> None:
         self.change = change
-        self.where = where(module, change.path)
+        self.where = where(file, change.path)
         self.times = 0
         self.requests: list[str] = []
         self.tests: list[str] = []
 
-    def add(self, served: Served) -> None:
+    def add(self, request: str, test: str) -> None:
         self.times += 1
-        for said, told in ((str(served), self.requests), (served.turn.test, self.tests)):
+        for said, told in ((request, self.requests), (test, self.tests)):
             if said not in told and len(told) < MOST_TOLD:
                 told.append(said)
 

@@ -1,0 +1,70 @@
+"""A replica in an interpreter of its own that says what it is, and what its requests change in its memory."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections.abc import Iterable
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from threading import Lock
+
+from lbkit.children import Child
+from lbkit.testkit.said import Said
+
+__all__ = ["Interpreter"]
+
+
+class Interpreter(Child):
+    """A child with a pipe beside its socket. `watch`: it looks at its memory and files while it serves."""
+
+    program = "lbkit.testkit.interpreter_child"
+
+    def __init__(self, target: str, *, name: str, private: Iterable[str] = (), watch: bool = False) -> None:
+        super().__init__(target, name=name)
+        self._private = tuple(private)
+        self._watch = watch
+        self._pipe: Connection | None = None
+        self._said: list[Said] = []
+        self._lock = Lock()
+
+    def heard(self) -> list[Said]:
+        """What it has said since it was asked last. All that a request did by its last byte is in there."""
+        with self._lock:
+            self._listen()
+            said, self._said = self._said, []
+        return said
+
+    def _listen(self) -> None:
+        try:
+            while self._pipe is not None and self._pipe.poll():
+                self._said.append(self._pipe.recv())
+        except (EOFError, OSError):
+            self._hang_up()  # it is gone, and has said what it had to
+
+    def _hang_up(self) -> None:
+        pipe, self._pipe = self._pipe, None
+        if pipe is not None:
+            pipe.close()
+
+    def _spawn(self, listener: socket.socket) -> subprocess.Popen[bytes]:
+        self._hang_up()
+        self._pipe, theirs = Pipe()
+        command = [*self._command(listener), "--pipe", str(theirs.fileno())]
+        command += ["--watch"] if self._watch else []
+        command += [f"--private={name}" for name in self._private]
+        try:
+            return self._run(command, listener, theirs)
+        finally:
+            theirs.close()
+
+    def _connects(self) -> bool:
+        with self._lock:
+            self._listen()  # it may have much to say before it answers
+        return super()._connects()
+
+    def _clean_up(self, process: subprocess.Popen[bytes]) -> None:
+        super()._clean_up(process)
+        with self._lock:
+            self._listen()
+            self._hang_up()

@@ -1,0 +1,125 @@
+"""The process of a `lbkit.testkit.interpreter.Interpreter`: a child that watches itself while it serves.
+
+python -m lbkit.testkit.interpreter_child TARGET --fd N --pipe M [--watch] [--private PACKAGE]...
+
+It says what it sees before the client gets the last byte of the answer: whoever has that has it all. What a
+background task changes after that is said when the task is done.
+"""
+
+from __future__ import annotations
+
+import select
+import sys
+from collections import deque
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from threading import Lock
+from types import ModuleType
+
+import click
+
+from lbkit.asgi.replica import as_asgi
+from lbkit.cli.child import serve
+from lbkit.cli.target import App
+from lbkit.testkit.facts import Facts, add_facts
+from lbkit.testkit.first_party import FirstParty, projects_own
+from lbkit.testkit.oracles.memory import Picture
+from lbkit.testkit.oracles.source import file_of
+from lbkit.testkit.said import Booted, Changed, Said
+from lbkit.types import ASGIApp, Message, Receive, Scope, Send
+
+__all__ = ["main"]
+
+STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
+
+
+@click.command()
+@click.argument("target")
+@click.option("--fd", required=True, type=int)
+@click.option("--pipe", required=True, type=int)
+@click.option("--watch", is_flag=True)
+@click.option("--private", multiple=True)
+def main(target: str, fd: int, pipe: int, watch: bool, private: tuple[str, ...]) -> None:
+    mouth, first_party = Mouth(Connection(pipe)), FirstParty(private)
+
+    def around(app: App) -> ASGIApp:
+        facts = Facts()
+        add_facts(facts, app, modules_of(first_party))
+        mouth.say(Booted(target, facts))
+        return Watched(app, first_party, mouth.say) if watch else as_asgi(app)
+
+    serve(target, fd=fd, around=around)
+
+
+def modules_of(first_party: FirstParty) -> dict[str, ModuleType]:
+    return projects_own({name: sys.modules[name] for name in first_party.loaded()})
+
+
+class Mouth:
+    """Says things in their order, from any thread, and never waits until somebody listens."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._unsaid: deque[Said] = deque()
+        self._lock = Lock()
+
+    def say(self, said: Said) -> None:
+        with self._lock:
+            self._unsaid.append(said)
+            # A pipe that takes anything takes a small message whole.
+            while self._unsaid and select.select([], [self._pipe], [], 0)[1]:
+                self._pipe.send(self._unsaid.popleft())
+
+
+class Watched:
+    """The app, whose memory is looked at before it serves, when it answers, and when it is done."""
+
+    def __init__(self, app: App, first_party: FirstParty, say: Callable[[Said], None]) -> None:
+        self._app = as_asgi(app)
+        self._picture = Picture(first_party, lambda: modules_of(first_party), lambda: [app])
+        self._picture.take()
+        self._say = say
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        self._picture.changes()  # by nobody's request: a scheduler, another request's thread
+        looking = Looking(self._picture, self._say, scope)
+
+        async def sending(message: Message) -> None:
+            if message["type"] in STARTS:
+                looking.status = message.get("status", 101)
+                looking.look()
+            elif message["type"] == "http.response.body" and not message.get("more_body", False):
+                looking.look()
+            await send(message)
+
+        async def receiving() -> Message:
+            looking.look()  # a connection that waits may be on a list by now
+            return await receive()
+
+        try:
+            await self._app(scope, receiving if scope["type"] == "websocket" else receive, sending)
+        finally:
+            looking.look()
+
+
+class Looking:
+    """One request, and what it has changed."""
+
+    status: int | None = None
+
+    def __init__(self, picture: Picture, say: Callable[[Said], None], scope: Scope) -> None:
+        self._picture = picture
+        self._say = say
+        self._request = f"{scope.get('method', 'WEBSOCKET')} {scope['path']}"
+
+    def look(self) -> None:
+        for change in self._picture.changes():
+            file = file_of(sys.modules.get(change.module))
+            self._say(Changed(change, file, f"{self._request} {self.status or '-'}"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,43 @@
+"""What the interpreter of a replica says to the test process, over a pipe that only the two of them have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from lbkit.testkit.facts import Facts
+from lbkit.testkit.oracles.memory import Change
+
+__all__ = ["Booted", "Changed", "Opened", "Said"]
+
+
+@dataclass(frozen=True, slots=True)
+class Booted:
+    """It has made its app."""
+
+    target: str
+    facts: Facts
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A request has changed its memory."""
+
+    change: Change
+    file: str | None
+    """Of the module."""
+
+    request: str
+    """Such as `POST /cart 201`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A request has opened a file, to write it or to read it."""
+
+    path: str
+    writes: bool
+    request: str
+
+
+Said: TypeAlias = "Booted | Changed | Opened"
