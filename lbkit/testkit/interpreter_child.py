@@ -8,12 +8,14 @@ background task changes after that is said when the task is done.
 
 from __future__ import annotations
 
+import os
 import select
 import sys
 from collections import deque
 from collections.abc import Callable
+from contextvars import ContextVar
 from multiprocessing.connection import Connection
-from threading import Lock
+from threading import RLock
 from types import ModuleType
 
 import click
@@ -23,14 +25,18 @@ from lbkit.cli.child import serve
 from lbkit.cli.target import App
 from lbkit.testkit.facts import Facts, add_facts
 from lbkit.testkit.first_party import FirstParty, projects_own
+from lbkit.testkit.opened import hook_in, watching
 from lbkit.testkit.oracles.memory import Picture
 from lbkit.testkit.oracles.source import file_of
-from lbkit.testkit.said import Booted, Changed, Said
+from lbkit.testkit.said import Booted, Changed, Opened, Said
 from lbkit.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = ["main"]
 
 STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
+
+LOOKING: ContextVar[Looking] = ContextVar("lbkit_looking")
+"""The request that this code runs for, in whichever thread."""
 
 
 @click.command()
@@ -61,7 +67,7 @@ class Mouth:
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
         self._unsaid: deque[Said] = deque()
-        self._lock = Lock()
+        self._lock = RLock()  # a message may have to import something, and that opens a file
 
     def say(self, said: Said) -> None:
         with self._lock:
@@ -79,6 +85,12 @@ class Watched:
         self._picture = Picture(first_party, lambda: modules_of(first_party), lambda: [app])
         self._picture.take()
         self._say = say
+        hook_in()
+        watching.append(self)
+
+    def opened(self, path: str, *, writes: bool) -> None:
+        if (looking := LOOKING.get(None)) is not None:
+            self._say(Opened(os.path.abspath(path), writes, looking.request))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -86,6 +98,7 @@ class Watched:
             return
         self._picture.changes()  # by nobody's request: a scheduler, another request's thread
         looking = Looking(self._picture, self._say, scope)
+        LOOKING.set(looking)
 
         async def sending(message: Message) -> None:
             if message["type"] in STARTS:
@@ -113,12 +126,12 @@ class Looking:
     def __init__(self, picture: Picture, say: Callable[[Said], None], scope: Scope) -> None:
         self._picture = picture
         self._say = say
-        self._request = f"{scope.get('method', 'WEBSOCKET')} {scope['path']}"
+        self.request = f"{scope.get('method', 'WEBSOCKET')} {scope['path']}"
 
     def look(self) -> None:
         for change in self._picture.changes():
             file = file_of(sys.modules.get(change.module))
-            self._say(Changed(change, file, f"{self._request} {self.status or '-'}"))
+            self._say(Changed(change, file, f"{self.request} {self.status or '-'}"))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 They import the app themselves, so it must have a name to import it by: `shop:app`, or `shop:create_app` when
 that needs no arguments. They have the environment and the files of their start. What a test does by hand is
-done in the test process, where they cannot see it.
+done in the test process, where they cannot see it. What their requests change there, they say themselves.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from lbkit.testkit.first_party import projects_own
-from lbkit.testkit.oracles.disk import IGNORED, WRITES, hook_in, watching
+from lbkit.testkit.opened import hook_in, watching
 from lbkit.testkit.oracles.memory import Change, Picture
 from lbkit.testkit.oracles.source import file_of, where
 from lbkit.testkit.spaces import Space, current
@@ -74,12 +74,13 @@ class FileWatch:
         if self in watching:
             watching.remove(self)
 
-    def opened(self, replica: str, path: str, flags: Any) -> None:
+    def opened(self, path: str, *, writes: bool) -> None:
         """An audit event. Only of this cluster: another one has a web1 as well."""
-        if path.endswith(IGNORED) or path.startswith(("/dev/", "/proc/")) or not self._is_ours(replica):
+        replica = self._ours()
+        if replica is None:
             return
         path = os.path.abspath(path)
-        if isinstance(flags, int) and flags & WRITES:
+        if writes:
             self._written[path] = (replica, self._row(replica))
             return
         writer, row = self._written.get(path, (replica, None))
@@ -87,9 +88,10 @@ class FileWatch:
             rows = tuple(each for each in (row, self._row(replica)) if each is not None)
             self.found[path] = Seen(path, writer, replica, rows)
 
-    def _is_ours(self, replica: str) -> bool:
-        ours = self._cluster.replicas.get(replica)
-        return ours is not None and ours.space is not None and ours.space is current()
+    def _ours(self) -> str | None:
+        space = current()
+        ours = self._cluster.replicas.get(space.name) if space is not None else None
+        return ours.name if ours is not None and ours.space is space else None
 
     def _row(self, replica: str) -> Row | None:
         """The request that it is busy with: the last one that was given to it."""

@@ -45,7 +45,7 @@ def test_an_app_without_a_mistake_gets_no_word_from_interpreters_of_its_own(tmp_
 
 
 def test_interpreters_find_the_same_things_at_the_same_places_as_private_modules_do(tmp_path: Path) -> None:
-    for bug in ("secret", "sessions", "cache", "lockout"):
+    for bug in ("secret", "sessions", "cache", "lockout", "upload"):
         shop(tmp_path, bug)
     in_processes, in_modules = (run(tmp_path, how, "--replica-classify=no") for how in (PROCESS, MODULE))
     assert things(in_processes) == things(in_modules), in_processes.output
@@ -57,6 +57,7 @@ def test_interpreters_find_the_same_things_at_the_same_places_as_private_modules
         (Oracle.STATE, "shop.sessions.STORE", "shop/sessions.py:7"),
         (Oracle.STATE, "shop.texts.CACHE", "shop/texts.py:3"),
         (Oracle.STATE, "shop.lockout.FAILS", "shop/lockout.py:1"),
+        (Oracle.DISK, "web3", None),
     }
 
 

@@ -1,50 +1,19 @@
-"""Disk watch: a file that one replica wrote and another one read. On two machines it is not there.
-
-Told by Python's audit events, so that any `open` counts, whoever calls it. An audit hook cannot be taken out
-again; this one is put in once for a process, and does nothing when nobody watches.
-"""
+"""Disk watch: a file that one replica wrote and another one read. On two machines it is not there."""
 
 from __future__ import annotations
 
 import os
-import sys
-from typing import Any, Protocol
 
 from lbkit.testkit.findings import Finding, Oracle, Report
 from lbkit.testkit.kit import Kit
+from lbkit.testkit.opened import hook_in, watching
+from lbkit.testkit.said import Opened, Said
 from lbkit.testkit.spaces import current
 from lbkit.testkit.turn import Served, Turn, Watcher
 
-__all__ = ["IGNORED", "WRITES", "DiskWatch", "hook_in", "watching"]
+__all__ = ["DiskWatch"]
 
-WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND
 REMEDY = "storage that all replicas share (an object store, a database, a shared volume)"
-IGNORED = (".pyc", ".pyo", ".log")
-
-
-class Opened(Protocol):
-    """Who wants to know which replica opens what."""
-
-    def opened(self, replica: str, path: str, flags: Any) -> None: ...
-
-
-watching: list[Opened] = []
-hooked: list[bool] = []
-
-
-def hook(event: str, args: tuple[Any, ...]) -> None:
-    if event == "open" and watching and isinstance(args[0], (str, bytes)):
-        space = current()
-        if space is not None:
-            for each in watching:
-                each.opened(space.name, os.fsdecode(args[0]), args[2])
-
-
-def hook_in() -> None:
-    """Once for a process: it cannot be taken out again."""
-    if not hooked:
-        sys.addaudithook(hook)
-        hooked.append(True)
 
 
 class DiskWatch(Watcher):
@@ -73,31 +42,36 @@ class DiskWatch(Watcher):
     def over(self, _turn: Turn) -> None:
         self._written.clear()
 
-    def opened(self, replica: str, path: str, flags: Any) -> None:
-        served = self._serving
-        if served is None or path.endswith(IGNORED) or path.startswith(("/dev/", "/proc/")):
-            return
-        path = os.path.abspath(path)
-        if isinstance(flags, int) and flags & WRITES:
-            self._written[path] = (replica, served.request)
+    def opened(self, path: str, *, writes: bool) -> None:
+        space, served = current(), self._serving
+        if space is not None and served is not None:
+            self._note(space.name, os.path.abspath(path), writes, served.request, served.turn)
+
+    def heard(self, replica: str, said: Said, turn: Turn) -> None:
+        if isinstance(said, Opened):
+            self._note(replica, said.path, said.writes, f"{replica} {said.request}", turn)
+
+    def _note(self, replica: str, path: str, writes: bool, request: str, turn: Turn) -> None:
+        if writes:
+            self._written[path] = (replica, request)
         elif path in self._written and self._written[path][0] != replica:
-            self._read(replica, path, served)
+            self._read(replica, path, request, turn)
 
     def report(self, report: Report) -> None:
         report.findings += self.found.values()
 
-    def _read(self, replica: str, path: str, served: Served) -> None:
-        writer, request = self._written[path]
+    def _read(self, replica: str, path: str, request: str, turn: Turn) -> None:
+        writer, written = self._written[path]
         folder, name = os.path.split(path)
-        if self.kit.allows(name, served.turn):
+        if self.kit.allows(name, turn):
             return
         self.found.setdefault(
             folder,
             Finding(
                 oracle=Oracle.DISK,
                 what=f"{replica} read {short(path)}, which {writer} wrote",
-                requests=(request, served.request),
-                tests=(served.turn.test,),
+                requests=(written, request),
+                tests=(turn.test,),
                 remedy=REMEDY,
             ),
         )
