@@ -11,7 +11,6 @@ from typing import Any
 __all__ = ["file_of", "place", "where"]
 
 HERE = os.getcwd()
-"""Where the run was started: a test may be somewhere else by now."""
 
 
 def file_of(module: ModuleType | None) -> str | None:
@@ -31,8 +30,9 @@ def where(file: str | None, path: str) -> str | None:
 
 
 def place(file: str, line: int) -> str:
-    short = os.path.relpath(file, HERE)
-    return f"{file if short.startswith('..') else short}:{line}"
+    """Told from here; from where the run was started, if a test has gone elsewhere; else in full."""
+    shorts = [os.path.relpath(file, start) for start in (os.getcwd(), HERE)]
+    return f"{next((short for short in shorts if not short.startswith('..')), file)}:{line}"
 
 
 @lru_cache(maxsize=512)
