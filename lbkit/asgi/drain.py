@@ -13,6 +13,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable
 
+from lbkit.asgi.connection import close_after, close_now
 from lbkit.asgi.operator import OperatorMiddleware
 from lbkit.asgi.task import running_task
 from lbkit.departure import Departure
@@ -64,12 +65,12 @@ class DrainMiddleware:
             departure.start()
         if kind == "http":
             if drain.draining and self._rejects(scope):
-                await self._refuse(scope, send)
+                await self._refuse(scope, receive, send)
                 return
-            exchange = Exchange(departure, scope, send, running_task())
+            exchange = Exchange(departure, scope, receive, send, running_task())
             receiving = receive
         elif kind == "websocket":
-            exchange = socket = Socket(departure, scope, send, running_task(), receive)
+            exchange = socket = Socket(departure, scope, receive, send, running_task())
             receiving = socket.receive
         else:
             await self.app(scope, receive, send)
@@ -107,7 +108,8 @@ class DrainMiddleware:
         reject = self.departure.reject
         return rejects(reject, method=scope["method"], marked=MARK in map(tuple, scope["headers"]))
 
-    async def _refuse(self, scope: Scope, send: Send) -> None:
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        close_after(receive)
         headers = [*REFUSAL_HEADERS, *_parting(self.departure, scope)]
         await send({"type": "http.response.start", "status": 503, "headers": headers})
         await send({"type": "http.response.body", "body": REFUSAL})
@@ -137,13 +139,19 @@ class DrainMiddleware:
 class Exchange:
     """One request on its way: what its answer began with, and whether we ended it."""
 
-    __slots__ = ("_departure", "_send", "ended", "last", "scope", "started", "task")
+    __slots__ = ("_departure", "_receive", "_send", "ended", "last", "scope", "started", "task")
 
     def __init__(
-        self, departure: Departure, scope: Scope, send: Send, task: asyncio.Task[object] | None
+        self,
+        departure: Departure,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        task: asyncio.Task[object] | None,
     ) -> None:
         self._departure = departure
         self.scope = scope
+        self._receive = receive
         self._send = send
         self.task = task
         self.started: Message | None = None
@@ -194,6 +202,7 @@ class Exchange:
         """After the app: what the client needs for a clean end."""
         self._forgive()
         await self._send({"type": "http.response.body", "body": LAST_EVENT, "more_body": False})
+        close_now(self._receive)
 
     def _forgive(self) -> None:
         """The cancellation was ours, and it has done its work."""
@@ -201,6 +210,7 @@ class Exchange:
             uncancel()  # from Python 3.11 on, somebody may ask whether it is still asked for
 
     def _parting(self, message: Message) -> Message:
+        close_after(self._receive)
         headers = [header for header in message.get("headers", ()) if header[0].lower() != b"connection"]
         return {**message, "headers": [*headers, *_parting(self._departure, self.scope)]}
 
@@ -208,18 +218,17 @@ class Exchange:
 class Socket(Exchange):
     """A websocket. It is closed before its app knows, and the app is told that it is."""
 
-    __slots__ = ("_closing_task", "_deaf", "_over", "_receive")
+    __slots__ = ("_closing_task", "_deaf", "_over")
 
     def __init__(
         self,
         departure: Departure,
         scope: Scope,
+        receive: Receive,
         send: Send,
         task: asyncio.Task[object] | None,
-        receive: Receive,
     ) -> None:
-        super().__init__(departure, scope, send, task)
-        self._receive = receive
+        super().__init__(departure, scope, receive, send, task)
         self._over = asyncio.Event()
         self._deaf = False
         self._closing_task: asyncio.Task[None] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -176,6 +177,34 @@ def test_streams_that_have_no_end_are_ended_well_and_the_process_leaves(server: 
     if chats:
         chat.join(LIMIT)
         assert codes == [1012]
+
+
+@pytest.mark.parametrize("server", ["gunicorn asgi", "gunicorn gthread"])
+@pytest.mark.parametrize("path", ["/sse", "/fast?id=1"])
+def test_the_server_itself_closes_the_connection_of_a_client_that_would_keep_it(
+    server: str, path: str, start: Start
+) -> None:
+    """Both wait for their keep-alive before they exit, and this client never closes."""
+    patient = ["--keep-alive=3600", "--graceful-timeout=3600"]
+    command = [*SERVERS[server][:-1], *patient, SERVERS[server][-1]]
+    stream = path == "/sse"
+    replica = start(command, LBKIT_PRE_STOP_DELAY="0.5" if stream else LONG, LBKIT_DRAIN_TIMEOUT=LONG)
+    with socket.create_connection(("127.0.0.1", replica.port), timeout=LIMIT) as client:
+        if stream:
+            client.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+            assert client.recv(1)
+            replica.send(signal.SIGTERM)
+        else:
+            replica.send(signal.SIGTERM)
+            until(lambda: all(replica.health() == 503 for _ in range(20)), replica)
+            client.sendall(f"GET {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+        received = bytearray()
+        while piece := client.recv(65536):
+            received += piece
+        assert (b"event: shutdown" if stream else b"ok 1 ") in received
+        if not stream:
+            replica.send(signal.SIGTERM)  # hand over now
+        assert replica.end() == 0, replica
 
 
 @pytest.mark.parametrize("server", ["hypercorn", "gunicorn gthread"])
