@@ -2,7 +2,8 @@
 
 Most servers take `connection: close` from the head of an answer, or close all that is idle when they stop.
 gunicorn's own ASGI worker does neither: it keeps the connection for its keep-alive of 2 seconds, and does not
-exit before. There is no word for it in ASGI, so what it calls `receive` is asked for its request and its protocol.
+exit before. ASGI has no word for it, so the object whose method `receive` is must know: it has the request
+and the protocol.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ __all__ = ["close_after", "close_now"]
 def close_after(receive: Receive) -> None:
     """Ask for it before the head of the answer is sent."""
     request = getattr(_receiver(receive), "request", None)
-    if hasattr(request, "must_close"):
+    if request is not None and hasattr(request, "must_close"):
         request.must_close = True
 
 

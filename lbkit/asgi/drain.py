@@ -24,7 +24,7 @@ __all__ = ["DrainMiddleware"]
 
 logger = logging.getLogger("lbkit.drain")
 
-SERVICE_RESTART = 1012
+RESTART = {"type": "websocket.disconnect", "code": 1012, "reason": "service restart"}
 CLOSE = (b"connection", b"close")
 MARK = (b"x-lb-retry-503", b"1")
 LAST_EVENT = b"event: shutdown\nretry: 1000\ndata:\n\n"
@@ -200,14 +200,9 @@ class Exchange:
 
     async def finish(self) -> None:
         """After the app: what the client needs for a clean end."""
-        self._forgive()
+        _forgive(self.task)
         await self._send({"type": "http.response.body", "body": LAST_EVENT, "more_body": False})
         close_now(self._receive)
-
-    def _forgive(self) -> None:
-        """The cancellation was ours, and it has done its work."""
-        if self.task is not None and (uncancel := getattr(self.task, "uncancel", None)) is not None:
-            uncancel()  # from Python 3.11 on, somebody may ask whether it is still asked for
 
     def _parting(self, message: Message) -> Message:
         close_after(self._receive)
@@ -218,7 +213,7 @@ class Exchange:
 class Socket(Exchange):
     """A websocket. It is closed before its app knows, and the app is told that it is."""
 
-    __slots__ = ("_closing_task", "_deaf", "_over")
+    __slots__ = ("_closing_task", "_deaf", "_listener", "_over")
 
     def __init__(
         self,
@@ -230,6 +225,7 @@ class Socket(Exchange):
     ) -> None:
         super().__init__(departure, scope, receive, send, task)
         self._over = asyncio.Event()
+        self._listener: asyncio.Task[object] | None = None
         self._deaf = False
         self._closing_task: asyncio.Task[None] | None = None
 
@@ -244,9 +240,17 @@ class Socket(Exchange):
         )
 
     async def receive(self) -> Message:
-        message = await self._receive()
+        self._listener = listener = running_task()
+        try:
+            message = await self._receive()
+        except asyncio.CancelledError:
+            if self._listener is listener or _forgive(listener):  # it was not us who cancelled, or not alone
+                raise
+            return dict(RESTART)
+        finally:
+            self._listener = None
         if self.ended and message["type"] == "websocket.disconnect":
-            return {**message, "code": SERVICE_RESTART, "reason": "service restart"}
+            return {**message, **RESTART}
         return message
 
     def send(self, message: Message) -> Awaitable[None]:
@@ -262,11 +266,17 @@ class Socket(Exchange):
         if not self.endless or self.ended or self.task is None:
             return
         self.ended = True
+        self._wake()
         self._closing_task = self.task.get_loop().create_task(self._close())
 
+    def _wake(self) -> None:
+        """End the app's wait for a message: granian closes nothing while somebody waits."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.cancel()
+
     async def _close(self) -> None:
-        reason = "service restart"
-        await self._send({"type": "websocket.close", "code": SERVICE_RESTART, "reason": reason})
+        await self._send({**RESTART, "type": "websocket.close"})
         try:
             await asyncio.wait_for(self._over.wait(), PATIENCE)
         except asyncio.TimeoutError:  # it listens to nobody
@@ -276,10 +286,16 @@ class Socket(Exchange):
     async def finish(self) -> None:
         self._over.set()
         if self._deaf:
-            self._forgive()
+            _forgive(self.task)
         if self._closing_task is not None:
             # A client that has left meanwhile needs no end.
             await asyncio.gather(self._closing_task, return_exceptions=True)
+
+
+def _forgive(task: asyncio.Task[object] | None) -> int:
+    """The cancellation was ours, and it has done its work. How many others are still asked for?"""
+    uncancel = getattr(task, "uncancel", None)  # they are counted from Python 3.11 on
+    return 0 if uncancel is None else uncancel()
 
 
 async def _nowhere() -> None:

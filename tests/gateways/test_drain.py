@@ -313,6 +313,72 @@ def test_a_websocket_is_closed_with_1012_and_its_app_is_told(departure: Departur
     run(scenario())
 
 
+def test_an_app_that_waits_for_a_message_is_told_although_its_server_says_nothing(
+    departure: Departure, clock: FakeClock
+) -> None:
+    told: list[Message] = []
+    asked_for: list[int] = []
+
+    async def app(_: Any, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.accept"})
+        told.append(await asyncio.wait_for(receive(), 3600))  # from 3.12 on in this task, before in another
+        asked_for.append(getattr(asyncio.current_task(), "cancelling", int)())
+
+    async def scenario() -> None:
+        async with connected(asgi.DrainMiddleware(app, departure), websocket_scope()) as client:
+            await client.get()
+            departure.drain.begin(clock())
+            clock.now += 4.0
+            assert (await client.get())["code"] == 1012
+            await client.end()
+
+    run(scenario())
+    assert [(each["type"], each["code"]) for each in told] == [("websocket.disconnect", 1012)]
+    assert asked_for == [0]
+
+
+def test_who_is_cancelled_by_somebody_else_while_it_waits_for_a_message_stays_cancelled(
+    departure: Departure,
+) -> None:
+    async def app(_: Any, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.accept"})
+        await receive()
+
+    async def scenario() -> None:
+        async with connected(asgi.DrainMiddleware(app, departure), websocket_scope()) as client:
+            await client.get()
+            client.task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await client.end()
+        assert departure.drain.in_flight == 0
+
+    run(scenario())
+
+
+def test_what_a_client_said_before_the_end_is_still_heard(departure: Departure, clock: FakeClock) -> None:
+    told: list[Message] = []
+    busy = asyncio.Event()
+
+    async def app(_: Any, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.accept"})
+        await busy.wait()
+        told.extend([await receive(), await receive()])
+
+    async def scenario() -> None:
+        async with connected(asgi.DrainMiddleware(app, departure), websocket_scope()) as client:
+            await client.get()
+            client.put("websocket.receive", text="save this")
+            departure.drain.begin(clock())
+            clock.now += 4.0
+            assert (await client.get())["code"] == 1012
+            client.put("websocket.disconnect", code=1005)
+            busy.set()
+            await client.end()
+
+    run(scenario())
+    assert [(each.get("text"), each.get("code")) for each in told] == [("save this", None), (None, 1012)]
+
+
 def test_a_websocket_whose_app_does_not_listen_is_cancelled(departure: Departure, clock: FakeClock) -> None:
     async def app(_: Any, __: Any, send: Any) -> None:
         await send({"type": "websocket.accept"})
