@@ -97,6 +97,13 @@ class Reporter:
                 "utf-8",
             )
 
+    def add_to_junit(self) -> None:
+        """Properties of the suite in the file of `--junitxml`, when there is one."""
+        for plugin in self.config.pluginmanager.get_plugins():
+            if type(plugin).__name__ == "LogXML":
+                for name, value in junit_properties(self.report).items():
+                    plugin.add_global_property(name, value)
+
     def classify(self) -> None:
         """Run what failed again, in fresh processes."""
         failed = [
@@ -205,16 +212,9 @@ class Run(Reporter):
             self.report.findings.append(
                 replace(each, remedy=SECRET_REMEDY if secret and not each.state else advice)
             )
-        self._add_to_junit()
+        self.add_to_junit()
         if hasattr(self.config, "workeroutput"):
             self.config.workeroutput[WORKER_KEY] = self.report.as_json()
-
-    def _add_to_junit(self) -> None:
-        """Properties of the suite in the file of `--junitxml`, when there is one."""
-        for plugin in self.config.pluginmanager.get_plugins():
-            if type(plugin).__name__ == "LogXML":
-                for name, value in junit_properties(self.report).items():
-                    plugin.add_global_property(name, value)
 
     def pytest_unconfigure(self) -> None:
         self.disk.stop()
@@ -229,6 +229,10 @@ class Controller(Reporter):
         text = getattr(node, "workeroutput", {}).get(WORKER_KEY)
         if text is not None:
             self.report.add(Report.from_json(text))
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self) -> None:
+        self.add_to_junit()
 
 
 def is_about_secrets(finding: Finding) -> bool:

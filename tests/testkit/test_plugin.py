@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -279,6 +280,24 @@ def test_the_workers_of_xdist_report_as_one(counter: Path) -> None:
     assert state.what.startswith("tk_count.COUNT (list")
     assert state.times == 21
     assert len(ran.report.rows) == 21
+
+
+def test_the_junit_file_of_a_run_in_workers_has_the_properties_of_a_run_without(counter: Path) -> None:
+    (counter / "test_more.py").write_text(COUNTER_SUITE)
+    files = {"-n0": counter / "alone.xml", "-n2": counter / "workers.xml"}
+    for workers, file in files.items():
+        options = ["-p", "xdist.plugin", workers, "--dist=loadfile", "--replica-classify=no"]
+        run(counter, *options, f"--junitxml={file}")
+    alone, workers = (properties(file) for file in files.values())
+    assert workers == alone
+    assert (alone["lbkit.replicas"], alone["lbkit.tests_on_two_replicas"]) == ("3", "2")
+    assert (alone["lbkit.apps"], alone["lbkit.found.state"]) == ("tk_count:create_app()", "1")
+
+
+def properties(file: Path) -> dict[str, str]:
+    suite = ElementTree.parse(file).getroot().find("testsuite")
+    assert suite is not None
+    return {each.attrib["name"]: each.attrib["value"] for each in suite.iterfind("properties/property")}
 
 
 def test_a_verdict_of_state_that_sticky_clients_do_not_save(counter: Path) -> None:
