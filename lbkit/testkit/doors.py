@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lbkit.testkit.kit import Kit
     from lbkit.testkit.oracles.difference import DifferentialGet
 
-__all__ = ["AsgiDoor", "WsgiDoor"]
+__all__ = ["AsgiDoor", "Managed", "WsgiDoor"]
 
 STARTS = frozenset({"http.response.start", "websocket.accept", "websocket.http.response.start"})
 
@@ -71,6 +71,12 @@ class AsgiDoor:
         """Websockets that are open now."""
 
         self._lifespans: dict[int, Lifespan] = {}
+
+    def of(self, client: object) -> AsgiDoor:
+        """The same replicas, with the same lifespans, for another client."""
+        door = AsgiDoor(self.kit, self.app, client)
+        door.open, door._lifespans = self.open, self._lifespans
+        return door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         fleet = self.kit.fleet(self.app)
@@ -148,6 +154,20 @@ class AsgiDoor:
             await send(message)
 
         await AsgiInside(fleet.spaces[0], fleet.app(0))(scope, asked, answered)
+
+
+class Managed:
+    """What asgi-lifespan gives its clients: a door, with the state of the lifespan that it runs."""
+
+    def __init__(self, door: AsgiDoor, state: dict[str, Any]) -> None:
+        self.door = door
+        self.state = state
+
+    def of(self, client: object) -> Managed:
+        return Managed(self.door.of(client), self.state)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.door({**scope, "state": self.state}, receive, send)
 
 
 async def started(scope: Scope, lifespans: Iterable[Lifespan]) -> None:

@@ -26,7 +26,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from lbkit.testkit.bringing import Deed
-from lbkit.testkit.doors import AsgiDoor
+from lbkit.testkit.doors import AsgiDoor, Managed
 from lbkit.testkit.kit import Kit
 from lbkit.testkit.mirror import ABSENT
 from lbkit.testkit.recipes import by_the_test
@@ -167,7 +167,10 @@ def _lifespan_manager(kit: Kit, module: ModuleType) -> None:
     def make(original: Any) -> Any:
         @wraps(original)
         def __init__(self: Any, app: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-            original(self, kit.door(app, self, wsgi=False), *args, **kwargs)
+            door = kit.door(app, self, wsgi=False)
+            original(self, door, *args, **kwargs)
+            if isinstance(door, AsgiDoor) and self.app is not door:
+                self.app = Managed(door, self._state)
 
         return __init__
 

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 from lbkit.errors import ConfigError, LbkitError, StartupError
 from lbkit.testkit.bringing import Touched
 from lbkit.testkit.clone import Nursery, need_fork
-from lbkit.testkit.doors import AsgiDoor, WsgiDoor
+from lbkit.testkit.doors import AsgiDoor, Managed, WsgiDoor
 from lbkit.testkit.findings import Report, Row
 from lbkit.testkit.first_party import FirstParty
 from lbkit.testkit.fleet import AnyFleet, Clones, Fleet, Processes
@@ -152,6 +152,8 @@ class Kit:
         """What a client calls in place of an app."""
         if current() is not None or isinstance(app, (AsgiDoor, WsgiDoor)) or is_spread(app):
             return app  # a replica that asks an app itself, or one that is dispatched already
+        if isinstance(app, Managed):
+            return app.of(client)
         return WsgiDoor(self, app, client) if wsgi else AsgiDoor(self, app, client)
 
     def fleet(self, app: Any) -> AnyFleet | None:

@@ -560,3 +560,60 @@ def test_forked_replicas_with_copies_of_a_database_in_memory_are_no_finding(tmp_
     (test,) = ran.found(Oracle.ASSERTION)
     assert test.verdict is Verdict.HARNESS
     assert "nothing that 1 test touches depends on which replica answers" in ran.output
+
+
+MANAGED = """
+from contextlib import asynccontextmanager
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+lived = []
+
+@asynccontextmanager
+async def lifespan(app):
+    lived.append("started")
+    yield {"number": len(lived), "app": id(app)}
+    lived.append("stopped")
+
+async def home(request):
+    return JSONResponse([request.state.number, request.state.app == id(request.app), request.state.app])
+
+def create_app():
+    return Starlette(routes=[Route("/", home)], lifespan=lifespan)
+"""
+MANAGED_SUITE = """
+import httpx, pytest
+from asgi_lifespan import LifespanManager
+from tk_managed import create_app, lived
+
+def client(app):
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+
+@pytest.mark.asyncio
+async def test_it():
+    async with LifespanManager(create_app()) as manager:
+        async with client(manager.app) as ann, client(manager.app) as bob:
+            answers = [(await each.get("/")).json() for each in (ann, bob) for _ in range(3)]
+        assert {(number, own) for number, own, _ in answers} == {(1, True)}
+        assert len({app for _, _, app in answers[:3]}) == len({app for _, _, app in answers[3:]}) == SEEN
+        assert lived == ["started"]
+    assert lived == ["started", "stopped"]
+"""
+
+
+@pytest.mark.parametrize(("policy", "seen", "replicas"), [("round_robin", 3, 3), ("sticky", 1, 2)])
+def test_a_lifespan_manager_runs_a_lifespan_for_each_replica_and_its_state_reaches_them(
+    tmp_path: Path, policy: str, seen: int, replicas: int
+) -> None:
+    (tmp_path / "tk_managed.py").write_text(MANAGED)
+    (tmp_path / "test_managed.py").write_text(MANAGED_SUITE.replace("SEEN", str(seen)))
+    (tmp_path / "pytest.ini").write_text(
+        "[pytest]\nfilterwarnings = error\nasyncio_default_fixture_loop_scope = function\n"
+    )
+    ran = run(tmp_path, "-p", "pytest_asyncio.plugin", "--replica-classify=no", f"--replica-policy={policy}")
+    assert ran.outcomes == {"passed": 1}, ran.output
+    assert ran.report is not None
+    assert ran.report.apps == {"tk_managed:create_app()": "module"}
+    assert len(ran.report.rows) == 6
+    assert len({row.replica for row in ran.report.rows}) == replicas
