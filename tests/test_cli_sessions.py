@@ -9,9 +9,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from lbkit.cli import main
+from lbkit.sessions import SessionOptions
 from lbkit.sessions.codec import encode
 from lbkit.sessions.store import CREATED, DEVICE, FORWARD, TOUCHED, USER, Delta, SyncStore
 from lbkit.stores import store_from
+from lbkit.wsgi import Sessions
 from tests.redis_servers import Server, server
 
 
@@ -101,6 +103,26 @@ def test_revoke_ends_the_sessions_of_a_user_and_no_other(store: SyncStore, runni
     assert [store.load(key) is None for key in ("one", "two", "three")] == [True, True, False]
     assert run("revoke", "--store", running.url, "three", "none").output == "ended 1 session\n"
     assert store.load("three") is None
+
+
+def test_sessions_with_a_tag_are_seen_and_ended_like_any_other(store: SyncStore, running: Server) -> None:
+    tagged = Sessions(running.url, secret_keys=["k" * 32], options=SessionOptions(tag_users=True))
+    for user in ("alice", "alice", "bob"):
+        session = tagged.open({})
+        session["user_id"] = user
+        session.save()
+    begin(store, "plain", "alice")
+    (bobs,) = (entry.handle for entry in tagged.list("bob"))
+    handles = {entry.handle for entry in tagged.list("alice")} | {"plain"}
+    found = run("list", "--store", running.url, "--user", "alice")
+    assert {line.split()[0] for line in found.output.splitlines()} == handles
+    shown = run("inspect", "--store", running.url, "--", bobs).output.splitlines()
+    assert (shown[0], shown[1], shown[-1]) == (f"handle   {bobs}", "user     bob", "  user_id  5 bytes")
+    assert run("revoke", "--store", running.url, "--user", "alice").output == "ended 3 sessions\n"
+    assert run("revoke", "--store", running.url, "--", bobs).output == "ended 1 session\n"
+    assert run("list", "--store", running.url).output == ""
+    assert tagged.list("bob") == []
+    tagged.close()
 
 
 def test_the_store_may_come_from_the_environment(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
+from base64 import urlsafe_b64decode
 from datetime import datetime, timezone
 
 import pytest
@@ -12,7 +14,17 @@ from itsdangerous import TimestampSigner
 
 from lbkit.errors import ConfigError
 from lbkit.sessions import SessionOptions
-from lbkit.sessions.cookie import SALT, SessionCookie, key_of_id, new_id
+from lbkit.sessions.cookie import (
+    LONGEST,
+    SALT,
+    USER_SALT,
+    SessionCookie,
+    index_by_tag,
+    key_of_id,
+    new_id,
+    tag_of,
+)
+from lbkit.sessions.store import slot_of
 
 OLD, NEW = "old " * 8, "new " * 8
 NOW = 1_800_000_000.0
@@ -38,6 +50,30 @@ def test_we_read_what_itsdangerous_signs_and_know_by_which_key() -> None:
         assert (presented.sid, presented.key, presented.signer) == (sid, key_of_id(sid), number)
     assert cookie.verify(oracle("other " * 8).sign(sid).decode()) is None
     assert cookie.verify(TimestampSigner(NEW, b"lbkit.sticky").sign(sid).decode()) is None
+
+
+@given(st.text("ABCabc019-_.=", max_size=60) | st.from_regex(r"[A-Za-z0-9_-]{42,55}", fullmatch=True))
+def test_of_what_we_have_signed_only_an_id_is_one_with_a_tag_or_without(text: str) -> None:
+    presented = cookie.verify(cookie.sign(text, NOW))
+    if len(text) not in (43, 54) or set(text) & {".", "="}:
+        assert presented is None
+        return
+    assert presented is not None
+    assert (presented.sid, slot_of(presented.key)) == (text, text[43:])
+
+
+@given(st.text())
+def test_a_tag_is_the_beginning_of_a_keyed_hash_of_the_user(user: str) -> None:
+    """Its bytes are those of HMAC with the newest key; 11 characters have 66 bits."""
+    names, tag = cookie.users(user), tag_of(cookie.users(user)[0])
+    derived = oracle(NEW).derive_key()
+    expected = hmac.digest(derived, USER_SALT + user.encode("utf-8", "surrogatepass"), "sha256")
+    assert urlsafe_b64decode(f"{tag}A")[:8] == expected[:8]
+    assert index_by_tag(names[0]) == f"{tag}.{names[0][11:]}"
+    assert tag_of(names[1]) != tag
+    sid = new_id() + tag
+    assert len(cookie.sign(sid, 2**40)) < LONGEST
+    assert slot_of(key_of_id(sid)) == slot_of(index_by_tag(names[0])) == tag
 
 
 @given(st.integers(0, 10_000), st.characters(codec="ascii"))

@@ -42,9 +42,10 @@ class Account:
         """Is it time to note that the session is used?"""
         return now - int(fields.get(TOUCHED, b"0")) > self._touch_after
 
-    def renewable(self, fields: Fields, now: float) -> bool:
-        """Has its id served for long enough?"""
-        renewal = self.options.renewal
+    def renewable(self, fields: Fields, now: float, *, outdated: bool) -> bool:
+        """Has its id served for long enough? One that is outdated has, if it is not just new: while the keys
+        are being changed, two replicas may not agree."""
+        renewal = self.options.renewal_grace if outdated else self.options.renewal
         return renewal is not None and now - int(fields.get(ISSUED, b"0")) > renewal
 
     def opened(

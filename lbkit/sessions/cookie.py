@@ -3,6 +3,8 @@
     __Host-sid=Zm9v...43 characters.aRr2dg.Vf9f...43 characters
                id                   when   signature
 
+With `SessionOptions(tag_users=True)` the id of who is logged in has 11 characters more, the user's tag.
+
 Byte for byte what itsdangerous' `TimestampSigner` writes, with SHA-256. The signature is a shield, not the
 secret: a cookie that we have not signed costs no question to the store. The store knows the hash of the id
 alone, so who reads the store cannot be anybody.
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 import secrets
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterable
@@ -23,11 +26,17 @@ from itsdangerous.encoding import base64_decode, bytes_to_int, int_to_bytes
 
 from lbkit.cookie import SameSite, attributes, signing_keys, values
 
-__all__ = ["Presented", "SessionCookie", "key_of_id", "new_id"]
+__all__ = ["Presented", "SessionCookie", "index_by_tag", "key_of_id", "new_id", "tag_of"]
 
 SALT = b"lbkit.session"
 USER_SALT = b"lbkit.session.user"
 LONGEST = 200
+
+CHANCE = 43
+TAG = 11
+"""Characters of what a user is called that are put behind an id: 66 bits, which tell nobody the user."""
+
+ID = re.compile(rf"[A-Za-z0-9_-]{{{CHANCE}}}([A-Za-z0-9_-]{{{TAG}}})?", re.ASCII)
 
 # Somebody who sets cookies on our domain could otherwise make us check a hundred signatures a request.
 MOST = 8
@@ -39,7 +48,7 @@ class Presented(NamedTuple):
 
     sid: str
     key: str
-    """What the store calls the session: the hash of the id."""
+    """What the store calls the session: the hash of the id, behind its tag if it has one."""
 
     signed_at: int
     signer: int
@@ -125,7 +134,7 @@ class SessionCookie:
                 signed_at = bytes_to_int(base64_decode(when))
             except (BadSignature, ValueError):
                 continue
-            return Presented(sid, key_of_id(sid), signed_at, number)
+            return Presented(sid, key_of_id(sid), signed_at, number) if ID.fullmatch(sid) else None
         return None
 
 
@@ -135,7 +144,19 @@ def new_id(chance: Callable[[int], str] = secrets.token_urlsafe) -> str:
 
 
 def key_of_id(sid: str) -> str:
-    return _text(hashlib.sha256(sid.encode("ascii")).digest())
+    """A tag stands before a dot, which tells the store what belongs together."""
+    name, tag = _text(hashlib.sha256(sid.encode("ascii")).digest()), sid[CHANCE:]
+    return f"{tag}.{name}" if tag else name
+
+
+def tag_of(user: str) -> str:
+    """What an id ends with: the beginning of what the store calls its user."""
+    return user[:TAG]
+
+
+def index_by_tag(user: str) -> str:
+    """What the store calls the user's sessions that have the tag: the same text, with a dot behind that."""
+    return f"{user[:TAG]}.{user[TAG:]}"
 
 
 def _signer(key: str | bytes) -> Signer:

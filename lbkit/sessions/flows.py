@@ -95,7 +95,7 @@ class SessionFlows:
         self.cookie = cookie
         self.options = options
         self.account = Account(options)
-        self.roster = Roster(line, cookie, wall=wall)
+        self.roster = Roster(line, cookie, wall=wall, tagging=options.tag_users)
         self.missed: Missed | None = None
         self._line = line
         self._ask = line.ask
@@ -119,7 +119,7 @@ class SessionFlows:
         except SessionUnavailable as error:
             session._outage = error
             return
-        if fields is None or not self.account.lives(fields, self._wall()):
+        if fields is None or not (self.account.lives(fields, self._wall()) and self.roster.fits(fields, key)):
             self._line.count("missed")
             if fields is None and self.missed is not None:
                 self.missed(presented.key, signed_at=presented.signed_at)
@@ -206,19 +206,22 @@ class SessionFlows:
     def _begin(
         self, session: Session, contents: Contents, now: float, *, created_at: float, root: str | None = None
     ) -> Flow[Begun]:
-        """Store everything under a new id. The index comes first, so that no revocation misses it."""
+        """Store everything under a new id. The index comes first or with it, so no revocation misses it."""
         self.account.weigh(contents)
-        sid = self._chance()
-        key = key_of_id(sid)
         own = self.account.opened(contents, session._device, now, created_at=created_at)
-        if USER in own:
-            yield from self.roster.enter(own[USER], Entry(key, self.account.ends_at(now, created_at)))
+        user, listing = own.get(USER), None
+        sid = self._chance() + self.roster.tag(user)
+        key = key_of_id(sid)
+        if user is not None:
+            ends_at = self.account.ends_at(now, created_at)
+            listing = yield from self.roster.enter(user, Entry(key, ends_at))
         if self._encryption is not None and root is not None:
             own[ROOT] = self._encryption.sealed_root(root, sid)
         root = root or sid
         seal = self._seal(root)
         delta = contents.everything(own, self.account.ttl(contents, now, created_at), seal=seal)
-        # Without a user it is the first step, and the only one unless an old id must end.
+        delta = delta._replace(listing=listing)
+        # Where nothing was written before it, it is the only step unless an old id must end.
         done = yield from self._ask("commit", key, delta, last=session._key is None)
         return Begun(sid, key, root, seal, delta, done)
 
@@ -246,14 +249,15 @@ class SessionFlows:
             self._lose(contents, "gone")
 
     def _renewable(self, session: Session, contents: Contents) -> bool:
-        return not session._departed and self.account.renewable(contents.raw, self._wall())
+        raw, outdated = contents.raw, self.roster.outdated(contents.raw, session._key or "")
+        return not session._departed and self.account.renewable(raw, self._wall(), outdated=outdated)
 
     def _move(self, session: Session, contents: Contents, *, grace: bool) -> Flow[bool | None]:
         """Begin the session under a new id, then end the old one if nobody has written meanwhile.
 
         False: it had ended, and so has the new one. None, with `grace` only: it may as well be done later.
         """
-        now, before, old = self._wall(), contents.raw, session._key
+        now, before, old = self._wall(), contents.raw, session._key or ""
         fresh = session._cleared or any(map(contents.altered, self._watched))
         for attempt in range(ATTEMPTS):
             if (broken := contents.broken_expectation()) is not None:
@@ -265,16 +269,17 @@ class SessionFlows:
             # Where others write all the time, a login is more than what they have written last.
             whole = grace or not (session._cleared or attempt == ATTEMPTS - 1)
             ending = self._ending(contents, begun, grace=grace, whole=whole)
-            over = yield from self._ask("commit", old, ending)
+            over = yield from self._ask("commit", old, self.roster.leave(before, old, ending))
             if over.result is Result.OK:
                 self._settle(session, contents, begun, now)
                 self._line.count("renewed" if grace else "rotated")
-                yield from self.roster.strike(before, old or "")
+                yield from self.roster.strike(before, old)
                 return True
-            yield from self._ask("delete", begun.key)
+            undoing = self.roster.leave(begun.delta.sets, begun.key, Delta(drop=True))
+            yield from self._ask("commit", begun.key, undoing)
             if over.result is Result.GONE:
                 return False
-            old, fields, _ = yield from self._found(over.moved_to or old or "")
+            old, fields, _ = yield from self._found(over.moved_to or old)
             if fields is None:
                 return False
             contents.renew(fields)
@@ -300,7 +305,7 @@ class SessionFlows:
         lasting = contents.altered(PERMANENT_FIELD)
         ttl = self.account.ttl(contents, now, int(contents.raw.get(CREATED, b"0")))
         delta = contents.delta({TOUCHED: b"%d" % now}, ttl)
-        done = yield from self._apply(session, delta, last=True)
+        done = yield from self._apply(session, contents, delta, last=True)
         if done.result is Result.GONE:
             self._lose(contents, "gone")
             return
@@ -312,9 +317,13 @@ class SessionFlows:
         else:
             self._sign_again(session, contents)
 
-    def _apply(self, session: Session, delta: Delta, *, last: bool = False) -> Flow[Committed]:
+    def _apply(
+        self, session: Session, contents: Contents, delta: Delta, *, last: bool = False
+    ) -> Flow[Committed]:
         """Commit where the session is now, should it have been renewed meanwhile."""
         for _ in range(HOPS):
+            if delta.drop:
+                delta = self.roster.leave(contents.raw, session._key or "", delta)
             done: Committed = yield from self._ask("commit", session._key, delta, last=last)
             if done.result is not Result.MOVED:
                 return done
@@ -324,7 +333,7 @@ class SessionFlows:
     def _end(self, session: Session, contents: Contents) -> Flow[None]:
         """Log out. Not by a delete: if it was renewed meanwhile, the session is somewhere else."""
         before = contents.raw
-        done = yield from self._apply(session, Delta(drop=True))
+        done = yield from self._apply(session, contents, Delta(drop=True))
         self._line.count("ended")
         yield from self.roster.strike(before, session._key or "")
         session._begin(None, Contents({}))

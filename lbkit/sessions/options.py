@@ -61,6 +61,11 @@ class SessionOptions:
     hard_limit: int = 2 * 1024 * 1024
     """A session of more bytes is refused, before anything is sent to the store: SessionTooLarge."""
 
+    tag_users: bool = False
+    """Put a tag behind the id of who is logged in: 11 characters of a keyed hash of the user. All sessions of
+    a user then lie in one slot of a cluster, with their index, and a login writes both as one, in one trip.
+    Who sees two such cookies can tell whether they are of one user, though not of which."""
+
     encrypt: bool = False
     """Encrypt each value, by a key made of the id and the secret key. Needs the extra `crypto`."""
 

@@ -1,7 +1,14 @@
 """Who is logged in where: the sessions of one user, listed and revoked.
 
-The index of a user is written before the session is, so a revocation either finds the session or precedes the
-login. An entry whose session has ended does no harm: it is passed over, and expires.
+==================  =============================  ===========================
+the session's id    its user's index               is written
+==================  =============================  ===========================
+has no tag          lies anywhere                  before the session
+ends with a tag     lies in the tag's slot         with the session, as one
+==================  =============================  ===========================
+
+So a revocation either finds a session or precedes the login. An entry whose session has ended does no harm:
+it is passed over, and expires. `SessionOptions.tag_users` gives new ids a tag; both indexes are always read.
 """
 
 from __future__ import annotations
@@ -11,12 +18,15 @@ from dataclasses import dataclass
 from lbkit.errors import SessionUnavailable
 from lbkit.sessions.account import as_user
 from lbkit.sessions.codec import Undecodable, decode
-from lbkit.sessions.cookie import SessionCookie
+from lbkit.sessions.cookie import SessionCookie, index_by_tag, tag_of
 from lbkit.sessions.line import Flow, Line
-from lbkit.sessions.store import CREATED, DEVICE, TOUCHED, USER, Entry, Fields
+from lbkit.sessions.store import CREATED, DEVICE, TOUCHED, USER, Delta, Entry, Fields, Listing, slot_of
 from lbkit.types import Clock
 
 __all__ = ["Roster", "SessionEntry"]
+
+ROUNDS = 4
+"""A user who logs in faster than we look is not looked for for ever."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,41 +47,64 @@ class SessionEntry:
 class Roster:
     """The store knows users by a keyed hash. With several secret keys there are as many places to look."""
 
-    def __init__(self, line: Line, cookie: SessionCookie, *, wall: Clock) -> None:
+    def __init__(self, line: Line, cookie: SessionCookie, *, wall: Clock, tagging: bool) -> None:
         self._line = line
         self._names = cookie.users
         self._wall = wall
+        self._tagging = tagging
 
-    def enter(self, user: bytes, entry: Entry) -> Flow[None]:
-        name = self._names(as_user(user))[0]
-        yield from self._line.ask("index", name, now=self._wall(), add=entry)
+    def tag(self, user: bytes | None) -> str:
+        """What the id of a session that begins now must end with."""
+        return tag_of(self._names(as_user(user))[0]) if self._tagging and user is not None else ""
+
+    def fits(self, fields: Fields, key: str) -> bool:
+        """Is the session its user's, if it has a tag? One that is not could not be found to be revoked."""
+        return not slot_of(key) or bool(self._indexes(fields, key))
+
+    def outdated(self, fields: Fields, key: str) -> bool:
+        """Was its tag made by an older secret key? When that is dropped, it fits no more."""
+        slot, user = slot_of(key), fields.get(USER)
+        return slot != "" and user is not None and slot != tag_of(self._names(as_user(user))[0])
+
+    def enter(self, user: bytes, entry: Entry) -> Flow[Listing | None]:
+        """Note the session, or say what the delta that begins it must note."""
+        name, now = self._names(as_user(user))[0], self._wall()
+        if slot_of(entry.key):
+            return Listing(index_by_tag(name), now, entry.expires_at)
+        yield from self._line.ask("index", name, now=now, add=entry)
+        return None
+
+    def leave(self, fields: Fields, key: str, ending: Delta) -> Delta:
+        """The delta that ends this session, and takes it out of the index that was written with it."""
+        names = self._indexes(fields, key) if slot_of(key) else []
+        return ending._replace(listing=Listing(names[0], self._wall()) if names else None)
 
     def strike(self, fields: Fields, key: str) -> Flow[None]:
-        """Tidy up after a session. The entry is stale anyway, so a failure does no harm."""
-        user = fields.get(USER)
-        try:
-            for name in () if user is None else self._names(as_user(user)):
-                yield from self._line.ask("index", name, now=self._wall(), remove=[key])
-        except SessionUnavailable:
-            return
+        """Tidy up after a session, where the delta that ended it did not."""
+        if not slot_of(key):
+            yield from self._strike(fields, key)
 
     def listed(self, user: str, *, current: str | None) -> Flow[list[SessionEntry]]:
         """The sessions in which this user is logged in, the one that was used last in front."""
-        found: list[SessionEntry | None] = []
-        for name in self._names(user):
-            if keys := (yield from self._keys(name)):
-                looked = yield from self._line.ask("look", keys, (CREATED, TOUCHED, DEVICE))
-                found += [_entry(key, fields, current) for key, fields in zip(keys, looked, strict=True)]
+        keys = yield from self._keys(user)
+        looked = (yield from self._line.ask("look", keys, (CREATED, TOUCHED, DEVICE))) if keys else []
+        found = [_entry(key, fields, current) for key, fields in zip(keys, looked, strict=True)]
         return sorted((entry for entry in found if entry is not None), key=lambda entry: -entry.seen_at)
 
     def revoke(self, user: str, *, keep: str | None) -> Flow[int]:
-        """End all sessions of this user, but for the one with this key; how many there were."""
-        ended = 0
-        for name in self._names(user):
-            keys = [key for key in (yield from self._keys(name)) if key != keep]
+        """End all sessions of this user, but for the one with this key; how many there were.
+
+        We look twice, and until there is no new one: one that gets a new id meanwhile is not missed. No entry
+        is removed, for its session may be about to begin.
+        """
+        ended, seen = 0, {keep}
+        for number in range(ROUNDS):
+            keys = [key for key in (yield from self._keys(user)) if key not in seen]
             if keys:
                 ended += yield from self._line.ask("delete", *keys)
-                yield from self._line.ask("index", name, now=self._wall(), remove=keys)
+            elif number:
+                break
+            seen.update(keys)
         self._line.count("revocations")
         return ended
 
@@ -81,12 +114,27 @@ class Roster:
         if fields is None or (user is not None and as_user(fields.get(USER, b"\0")) != user):
             return False
         ended = yield from self._line.ask("delete", handle)
-        yield from self.strike(fields, handle)
+        yield from self._strike(fields, handle)
         return bool(ended)
 
-    def _keys(self, name: str) -> Flow[list[str]]:
-        entries: list[Entry] = yield from self._line.ask("sessions_of", name, now=self._wall())
+    def _keys(self, user: str) -> Flow[list[str]]:
+        names = [name for each in self._names(user) for name in (each, index_by_tag(each))]
+        entries: list[Entry] = yield from self._line.ask("sessions_of", *names, now=self._wall())
         return [entry.key for entry in entries]
+
+    def _strike(self, fields: Fields, key: str) -> Flow[None]:
+        """The entry is stale anyway, so a failure does no harm."""
+        try:
+            for name in self._indexes(fields, key):
+                yield from self._line.ask("index", name, now=self._wall(), remove=[key])
+        except SessionUnavailable:
+            return
+
+    def _indexes(self, fields: Fields, key: str) -> list[str]:
+        """Where the session may be noted; with a tag there is one place, and none if it is not its user's."""
+        slot, user = slot_of(key), fields.get(USER)
+        names = [] if user is None else self._names(as_user(user))
+        return [index_by_tag(name) for name in names if tag_of(name) == slot] if slot else names
 
 
 def _entry(key: str, fields: Fields | None, current: str | None) -> SessionEntry | None:

@@ -9,6 +9,9 @@ before each:
 `token`  names who holds a lock: chance, never the same twice
 =======  ===============================================================================================
 
+A `key` and a `user` may have a dot. What stands before it is their slot: those of one slot lie together, on
+one server of a cluster too, so that one delta changes a session and the index that it is in.
+
 Fields and values are bytes. A field that begins with NUL is the session's own account of itself (`CREATED`,
 `TOUCHED`, ...); the others are what the app stored. Durations are float seconds; `now` and `..._at` are Unix
 time in float seconds, by the clock of the caller. Every method raises `StoreUnavailable`, and nothing else,
@@ -39,9 +42,11 @@ __all__ = [
     "Delta",
     "Entry",
     "Fields",
+    "Listing",
     "Result",
     "SyncStore",
-    "refuse_endless",
+    "refuse_nonsense",
+    "slot_of",
 ]
 
 OWN = b"\0"
@@ -62,6 +67,15 @@ LARGEST_COUNTER = 2**53 - 1
 Fields: TypeAlias = Mapping[bytes, bytes]
 
 NOTHING: Mapping[bytes, Any] = MappingProxyType({})
+
+
+class Listing(NamedTuple):
+    """Whether a session is in the index of a user, to be written with the session as one."""
+
+    user: str
+    now: float
+    expires_at: float | None = None
+    """None: it is not, or no longer."""
 
 
 class Delta(NamedTuple):
@@ -91,11 +105,22 @@ class Delta(NamedTuple):
     drop: bool = False
     """Remove whatever the session holds before `sets`: alone, it ends the session once all checks hold."""
 
+    listing: Listing | None = None
+    """As `index` would write it, where `key` and `user` are of one slot."""
 
-def refuse_endless(delta: Delta) -> None:
-    """Raise ConfigError for a delta that would leave a session that never expires."""
+
+def slot_of(name: str) -> str:
+    """What stands before the dot in a key or a user, "" where there is none."""
+    return name.rpartition(".")[0]
+
+
+def refuse_nonsense(key: str, delta: Delta) -> None:
+    """Raise ConfigError for a session that would never expire, or an index that lies elsewhere."""
     if delta.ttl is None and (delta.create or delta.drop) and (delta.sets or delta.incrs):
         raise ConfigError("need a ttl in a delta with create or drop: the session would never expire")
+    slot = slot_of(key)
+    if delta.listing is not None and (not slot or slot != slot_of(delta.listing.user)):
+        raise ConfigError(f"need a key and a user of one slot, got {key!r} and {delta.listing.user!r}")
 
 
 class Result(Enum):
@@ -148,8 +173,8 @@ class SyncStore(Protocol):
     def index(self, user: str, *, now: float, add: Entry | None = None, remove: Collection[str] = ()) -> None:
         """Note that a session is the user's, or no longer is; forget those that have expired by `now`."""
 
-    def sessions_of(self, user: str, *, now: float) -> list[Entry]:
-        """The user's sessions that have not expired, the one that expires first in front.
+    def sessions_of(self, *users: str, now: float) -> list[Entry]:
+        """The sessions in these indexes that have not expired, the one that expires first in front.
 
         One of them may have ended all the same: `look` tells, and `delete` of it does no harm.
         """
@@ -190,7 +215,7 @@ class AsyncStore(Protocol):
         self, user: str, *, now: float, add: Entry | None = None, remove: Collection[str] = ()
     ) -> None: ...
 
-    async def sessions_of(self, user: str, *, now: float) -> list[Entry]: ...
+    async def sessions_of(self, *users: str, now: float) -> list[Entry]: ...
 
     async def scan(self, *, limit: int) -> list[str]: ...
 

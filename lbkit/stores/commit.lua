@@ -1,9 +1,11 @@
 -- One delta, applied to one session. All checks come first: what a script has written, Redis does not take back.
 --
 -- KEYS[1]  the session
+-- KEYS[2]  an index to list it in, or none
 -- ARGV     new|old  whole|part  drop|keep  milliseconds to live, or ""
 --          then four lists, each behind the number of its items:
 --          field, sha1 of the expected value or ""    field to delete    field, value    field, increment
+--          and for an index: now, what the session is called there, its end, or "" to take it out
 local LARGEST = 9007199254740991 -- beyond it, Lua's numbers round
 local CHUNK = 2000               -- items in one call: unpack gives up at some 8000
 
@@ -21,6 +23,7 @@ local expect, expect_end = list()
 local del, del_end = list()
 local set, set_end = list()
 local incr, incr_end = list()
+local now, session, ends = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
 
 local function each_chunk(first, last, call)
     for from = first, last, CHUNK do
@@ -57,6 +60,16 @@ if incr <= incr_end then
             return {"NOT_INT", ARGV[i]}
         end
     end
+end
+
+-- The index comes first: should something else be under its name, or the memory be full, this stops here.
+if KEYS[2] then
+    if ends ~= "" then
+        redis.call("ZADD", KEYS[2], ends, session)
+    else
+        redis.call("ZREM", KEYS[2], session)
+    end
+    tidy(KEYS[2], now)
 end
 
 if ARGV[3] == "drop" then redis.call("UNLINK", key) end

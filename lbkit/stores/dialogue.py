@@ -8,6 +8,10 @@ key                    type       holds
 `{prefix}l:{key}`      string     the lock of a session: who holds it
 =====================  =========  ==============================================================
 
+Where a key or a user has a slot, that stands in braces behind the prefix: `{prefix}{{slot}}s:{key}`. So all
+of a slot lies on one server of a cluster, and one script may change a session and an index. A prefix with
+braces of its own puts everything into one slot already, which is just as well.
+
 A method is a flow: it yields a `Call`, is sent the reply, and returns what the store's method returns. Each
 command names keys of one slot alone, so a cluster can do it all.
 """
@@ -22,7 +26,7 @@ from importlib.resources import files
 from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 from lbkit.errors import ConfigError, StoreUnavailable
-from lbkit.sessions.store import Committed, Delta, Entry, Fields, Result, refuse_endless
+from lbkit.sessions.store import Committed, Delta, Entry, Fields, Listing, Result, refuse_nonsense
 
 __all__ = [
     "Broken",
@@ -44,8 +48,9 @@ T = TypeVar("T")
 
 Command: TypeAlias = "tuple[str | bytes | int, ...]"
 
-# Braces are welcome: they put all sessions of a small cluster into one slot.
-PREFIX = re.compile(r"[A-Za-z0-9_.:/{}-]{0,64}", re.ASCII)
+# Braces are welcome: they put all sessions of a small cluster into one slot. Empty ones in front would keep
+# a cluster from looking at any that follow.
+PREFIX = re.compile(r"(?![^{]*\{\})[A-Za-z0-9_.:/{}-]{0,64}", re.ASCII)
 
 
 class Call(NamedTuple):
@@ -141,20 +146,24 @@ class Script(NamedTuple):
     sha: str
 
     @classmethod
-    def named(cls, name: str) -> Script:
-        text = files(__package__).joinpath(f"{name}.lua").read_bytes()
+    def named(cls, *names: str) -> Script:
+        text = b"".join(files(__package__).joinpath(f"{name}.lua").read_bytes() for name in names)
         return cls(text, hashlib.sha1(text, usedforsecurity=False).hexdigest())
 
-    def call(self, key: str, *arguments: str | bytes | int, repeatable: bool = False) -> Flow[Any]:
+    def call(self, keys: Sequence[str], *arguments: str | bytes | int, repeatable: bool = False) -> Flow[Any]:
         """By its name; a server that was started anew, or has taken over, is told the text."""
+        named = len(keys), *keys, *arguments
         try:
-            return (yield from _sent(Call((("EVALSHA", self.sha, 1, key, *arguments),), repeatable)))
-        except NoScript:
-            return (yield from _sent(Call((("EVAL", self.text, 1, key, *arguments),), repeatable)))
+            try:
+                return (yield from _sent(Call((("EVALSHA", self.sha, *named),), repeatable)))
+            except NoScript:
+                return (yield from _sent(Call((("EVAL", self.text, *named),), repeatable)))
+        except WrongType as error:  # what is under a session's key is looked at before
+            raise StoreUnavailable(str(error)) from error
 
 
-COMMIT = Script.named("commit")
-INDEX = Script.named("index")
+COMMIT = Script.named("entries", "commit")
+INDEX = Script.named("entries", "index")
 UNLOCK = Script.named("unlock")
 
 
@@ -163,23 +172,25 @@ class Dialogue:
 
     def __init__(self, *, prefix: str = "lbkit:") -> None:
         if not PREFIX.fullmatch(prefix):
-            raise ConfigError(f"need a prefix of up to 64 letters, digits and _.:/{{}}-, got {prefix!r}")
+            rule = "a prefix of up to 64 letters, digits and _.:/{}-, the first braces not empty"
+            raise ConfigError(f"need {rule}, got {prefix!r}")
         self.prefix = prefix
-        self._session = f"{prefix}s:"
         self._asked_for_policy = False
 
     def load(self, key: str) -> Flow[Fields | None]:
         try:
-            reply = yield from _sent(Call((("HGETALL", self._session + key),), repeatable=True))
+            reply = yield from _sent(Call((("HGETALL", self._name("s", key)),), repeatable=True))
         except WrongType:
             return None
         return _mapping(reply) or None
 
     def commit(self, key: str, delta: Delta) -> Flow[Committed]:
-        refuse_endless(delta)
-        reply = yield from COMMIT.call(
-            self._session + key, *_arguments(delta), repeatable=_same_if_repeated(delta)
-        )
+        refuse_nonsense(key, delta)
+        keys, arguments = [self._name("s", key)], _arguments(delta)
+        if delta.listing is not None:
+            keys.append(self._name("u", delta.listing.user))
+            arguments += _listed(key, delta.listing)
+        reply = yield from COMMIT.call(keys, *arguments, repeatable=_same_if_repeated(delta))
         if delta.create:
             yield from self._warn_of_eviction()
         return _committed(delta, reply)
@@ -187,7 +198,7 @@ class Dialogue:
     def delete(self, *keys: str) -> Flow[int]:
         if not keys:
             return 0
-        call = Call([("UNLINK", self._session + key) for key in keys], repeatable=True)
+        call = Call([("UNLINK", self._name("s", key)) for key in keys], repeatable=True)
         replies = yield from _sent(call)
         return int(replies) if len(keys) == 1 else sum(map(int, replies))
 
@@ -203,31 +214,34 @@ class Dialogue:
         ]
 
     def _look(self, key: str, fields: Sequence[bytes]) -> Iterable[Command]:
-        yield "EXISTS", self._session + key
-        yield "HMGET", self._session + key, *(fields or (b"\0",))
+        yield "EXISTS", self._name("s", key)
+        yield "HMGET", self._name("s", key), *(fields or (b"\0",))
 
     def index(
         self, user: str, *, now: float, add: Entry | None = None, remove: Collection[str] = ()
     ) -> Flow[None]:
         added = (add.key, _milliseconds(add.expires_at)) if add else ("", "")
-        yield from INDEX.call(f"{self.prefix}u:{user}", _milliseconds(now), *added, *remove, repeatable=True)
+        call = INDEX.call([self._name("u", user)], _milliseconds(now), *added, *remove, repeatable=True)
+        yield from call
 
-    def sessions_of(self, user: str, *, now: float) -> Flow[list[Entry]]:
-        key, after = f"{self.prefix}u:{user}", f"({_milliseconds(now)}"
-        call = Call((("ZRANGEBYSCORE", key, after, "+inf", "WITHSCORES"),), repeatable=True)
-        reply = yield from _sent(call)
-        # Protocol 3 answers with pairs, protocol 2 with one flat list.
-        pairs = (
-            reply if reply and not isinstance(reply[0], bytes) else zip(reply[::2], reply[1::2], strict=True)
-        )
-        return [Entry(bytes(name).decode(), float(score) / 1000) for name, score in pairs]
+    def sessions_of(self, *users: str, now: float) -> Flow[list[Entry]]:
+        after = f"({_milliseconds(now)}"
+        asked = [("ZRANGEBYSCORE", self._name("u", user), after, "+inf", "WITHSCORES") for user in users]
+        if not asked:
+            return []
+        try:
+            replies = yield from _sent(Call(asked, repeatable=True))
+            found = [each for reply in (replies if len(asked) > 1 else [replies]) for each in _entries(reply)]
+        except WrongType as error:  # to find nobody would be worse: they are asked for to be logged out
+            raise StoreUnavailable(str(error)) from error
+        return sorted(found, key=lambda entry: (entry.expires_at, entry.key))
 
     def lock(self, key: str, token: str, *, ttl: float) -> Flow[bool]:
-        reply = yield Call((("SET", f"{self.prefix}l:{key}", token, "NX", "PX", _milliseconds(ttl)),))
+        reply = yield Call((("SET", self._name("l", key), token, "NX", "PX", _milliseconds(ttl)),))
         return bool(reply)
 
     def unlock(self, key: str, token: str) -> Flow[bool]:
-        return bool((yield from UNLOCK.call(f"{self.prefix}l:{key}", token)))
+        return bool((yield from UNLOCK.call([self._name("l", key)], token)))
 
     def ping(self) -> Flow[None]:
         yield from _sent(Call((("PING",),), repeatable=True))
@@ -248,14 +262,19 @@ class Dialogue:
             )
 
     @property
-    def sessions(self) -> str:
-        """The pattern of all sessions' keys, for SCAN."""
-        return re.sub(r"([\[\]*?\\])", r"\\\1", self._session) + "*"
+    def sessions(self) -> tuple[str, str]:
+        """The patterns of all sessions' keys, for SCAN: of those without a slot, and of those with one."""
+        return f"{self.prefix}s:*", f"{self.prefix}{{*}}s:*"
 
     def key_of(self, name: bytes | str) -> str:
         """The session's key, of the name that it has in Redis. A client of the app's may have decoded it."""
         text = name if isinstance(name, str) else name.decode()
-        return text.removeprefix(self._session)
+        slot, _, key = text.removeprefix(self.prefix).partition("s:")
+        return f"{slot[1:-1]}.{key}" if slot else key
+
+    def _name(self, kind: str, name: str) -> str:
+        slot, dot, rest = name.rpartition(".")
+        return f"{self.prefix}{{{slot}}}{kind}:{rest}" if dot else f"{self.prefix}{kind}:{name}"
 
 
 def _arguments(delta: Delta) -> list[str | bytes | int]:
@@ -276,6 +295,11 @@ def _arguments(delta: Delta) -> list[str | bytes | int]:
     return arguments
 
 
+def _listed(key: str, listing: Listing) -> list[str | bytes | int]:
+    ends = "" if listing.expires_at is None else _milliseconds(listing.expires_at)
+    return [_milliseconds(listing.now), key, ends]
+
+
 def _same_if_repeated(delta: Delta) -> bool:
     """Would a second time change nothing, and answer the same?"""
     return not (delta.create or delta.incrs or delta.expect or delta.whole or delta.drop)
@@ -289,6 +313,14 @@ def _committed(delta: Delta, reply: Sequence[Any]) -> Committed:
     if result is Result.MOVED:
         return Committed(result, moved_to=more[0].decode())
     return Committed(result, field=more[0] if more else None)
+
+
+def _entries(reply: Any) -> list[Entry]:
+    """Protocol 3 answers with pairs, protocol 2 with one flat list."""
+    if isinstance(reply, WrongType):
+        raise reply
+    pairs = reply if reply and not isinstance(reply[0], bytes) else zip(reply[::2], reply[1::2], strict=True)
+    return [Entry(bytes(name).decode(), float(score) / 1000) for name, score in pairs]
 
 
 def _digest(value: bytes | None) -> str:

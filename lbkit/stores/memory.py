@@ -24,7 +24,7 @@ from lbkit.sessions.store import (
     Entry,
     Fields,
     Result,
-    refuse_endless,
+    refuse_nonsense,
 )
 from lbkit.types import Clock
 
@@ -72,11 +72,15 @@ class MemoryStore:
             return None if found is None else dict(found)
 
     def commit(self, key: str, delta: Delta) -> Committed:
-        refuse_endless(delta)
+        refuse_nonsense(key, delta)
         with self._lock:
             self._expire()
             if (refusal := self._refused(key, delta)) is not None:
                 return refusal
+            if delta.listing is not None:
+                user, now, expires_at = delta.listing
+                entry = None if expires_at is None else Entry(key, expires_at)
+                self.index(user, now=now, add=entry, remove=() if entry else [key])
             return self._apply(key, delta)
 
     def delete(self, *keys: str) -> int:
@@ -91,20 +95,18 @@ class MemoryStore:
 
     def index(self, user: str, *, now: float, add: Entry | None = None, remove: Collection[str] = ()) -> None:
         with self._lock:
-            kept = {
-                key: at for key, at in self._users.get(user, {}).items() if at > now and key not in remove
-            }
+            noted = {key: at for key, at in self._users.get(user, {}).items() if key not in remove}
             if add is not None:
-                kept[add.key] = add.expires_at
-            if kept:
+                noted[add.key] = add.expires_at
+            if kept := {key: at for key, at in noted.items() if at > now}:
                 self._users[user] = kept
             else:
                 self._users.pop(user, None)
 
-    def sessions_of(self, user: str, *, now: float) -> list[Entry]:
+    def sessions_of(self, *users: str, now: float) -> list[Entry]:
         with self._lock:
-            entries = [Entry(key, at) for key, at in self._users.get(user, {}).items() if at > now]
-        return sorted(entries, key=lambda entry: (entry.expires_at, entry.key))
+            noted = [item for user in users for item in self._users.get(user, {}).items()]
+        return sorted((Entry(key, at) for key, at in noted if at > now), key=_by_end)
 
     def scan(self, *, limit: int) -> list[str]:
         with self._lock:
@@ -241,8 +243,8 @@ class AsyncMemoryStore:
     ) -> None:
         self.store.index(user, now=now, add=add, remove=remove)
 
-    async def sessions_of(self, user: str, *, now: float) -> list[Entry]:
-        return self.store.sessions_of(user, now=now)
+    async def sessions_of(self, *users: str, now: float) -> list[Entry]:
+        return self.store.sessions_of(*users, now=now)
 
     async def scan(self, *, limit: int) -> list[str]:
         return self.store.scan(limit=limit)
@@ -276,6 +278,10 @@ def _miscounted(fields: Mapping[bytes, bytes], delta: Delta) -> Committed | None
 
 def _some(held: Mapping[bytes, bytes] | None, fields: Sequence[bytes]) -> Fields | None:
     return None if held is None else {field: held[field] for field in fields if field in held}
+
+
+def _by_end(entry: Entry) -> tuple[float, str]:
+    return entry.expires_at, entry.key
 
 
 def _warn_of_other_workers(environ: Mapping[str, str]) -> bool:

@@ -85,12 +85,14 @@ class RedisStore:
     def index(self, user: str, *, now: float, add: Entry | None = None, remove: Collection[str] = ()) -> None:
         run(self.dialogue.index(user, now=now, add=add, remove=remove), self._carrier.ask)
 
-    def sessions_of(self, user: str, *, now: float) -> list[Entry]:
-        return run(self.dialogue.sessions_of(user, now=now), self._carrier.ask)
+    def sessions_of(self, *users: str, now: float) -> list[Entry]:
+        return run(self.dialogue.sessions_of(*users, now=now), self._carrier.ask)
 
     def scan(self, *, limit: int) -> list[str]:
-        names = self._carrier.scan(self.dialogue.sessions, limit)
-        return [self.dialogue.key_of(name) for name in names]
+        keys: list[str] = []
+        for pattern in self.dialogue.sessions:
+            keys += map(self.dialogue.key_of, self._carrier.scan(pattern, limit - len(keys)))
+        return keys
 
     def lock(self, key: str, token: str, *, ttl: float) -> bool:
         return run(self.dialogue.lock(key, token, ttl=ttl), self._carrier.ask)
@@ -135,12 +137,15 @@ class AsyncRedisStore:
     ) -> None:
         await arun(self.dialogue.index(user, now=now, add=add, remove=remove), self._ask)
 
-    async def sessions_of(self, user: str, *, now: float) -> list[Entry]:
-        return await arun(self.dialogue.sessions_of(user, now=now), self._ask)
+    async def sessions_of(self, *users: str, now: float) -> list[Entry]:
+        return await arun(self.dialogue.sessions_of(*users, now=now), self._ask)
 
     async def scan(self, *, limit: int) -> list[str]:
         carrier = await self._carriers.here()
-        return [self.dialogue.key_of(name) for name in await carrier.scan(self.dialogue.sessions, limit)]
+        keys: list[str] = []
+        for pattern in self.dialogue.sessions:
+            keys += map(self.dialogue.key_of, await carrier.scan(pattern, limit - len(keys)))
+        return keys
 
     async def lock(self, key: str, token: str, *, ttl: float) -> bool:
         return await arun(self.dialogue.lock(key, token, ttl=ttl), self._ask)

@@ -225,8 +225,10 @@ def test_a_new_session_is_available_and_new(sessions: Sessions) -> None:
     assert session._cookie_due is None  # nothing was there, nothing is
 
 
-def test_encrypted_values_can_be_read_by_the_cookie_alone(store: Any) -> None:
-    sessions = Sessions(store, secret_keys=KEYS, options=SessionOptions(encrypt=True))
+@pytest.mark.parametrize("tag_users", [False, True])
+def test_encrypted_values_can_be_read_by_the_cookie_alone(store: Any, tag_users: bool) -> None:
+    options = SessionOptions(encrypt=True, tag_users=tag_users)
+    sessions = Sessions(store, secret_keys=KEYS, options=options)
     environ = begun(sessions, word="tea for three", cart=["tea"])
     session = sessions.open(environ)
     assert session == {"word": "tea for three", "cart": ["tea"]}
@@ -243,9 +245,12 @@ def test_encrypted_values_can_be_read_by_the_cookie_alone(store: Any) -> None:
         found.incr("n")
 
 
-def test_an_encrypted_session_that_is_renewed_can_be_followed_by_the_old_id(store: Any) -> None:
+@pytest.mark.parametrize("tag_users", [False, True])
+def test_an_encrypted_session_that_is_renewed_can_be_followed_by_the_old_id(
+    store: Any, tag_users: bool
+) -> None:
     now = 1_800_000_000.0
-    options = SessionOptions(encrypt=True, renewal=600, renewal_grace=60)
+    options = SessionOptions(encrypt=True, renewal=600, renewal_grace=60, tag_users=tag_users)
     sessions = Sessions(store, secret_keys=KEYS, options=options, wall=lambda: now)
     cookies = [begun(sessions, word="tea for three", user_id="alice")]
     for renewal in range(3):

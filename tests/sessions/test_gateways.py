@@ -13,19 +13,8 @@ import pytest
 from lbkit.sessions import SessionOptions
 from lbkit.sessions.cookie import SessionCookie, key_of_id
 from tests.redis_servers import Server
+from tests.sessions.sight import Commands, Wall, keys
 from tests.sessions.sites import KEYS, NAME, SITES, Browser, site
-
-COMMANDS = ("hgetall", "evalsha", "eval", "del", "unlink", "zadd")
-
-
-class Wall:
-    """Unix time, as a test wants it."""
-
-    def __init__(self) -> None:
-        self.now = 1_800_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture(params=SITES)
@@ -42,28 +31,6 @@ def shop(gateway: str, redis_url: str) -> Iterator[Any]:
 @pytest.fixture
 def browser(shop: Any) -> Browser:
     return Browser(shop)
-
-
-class Commands:
-    """How often Redis was asked, from one look to the next."""
-
-    def __init__(self, server: Server) -> None:
-        self.server = server
-        self.before = self._now()
-
-    def _now(self) -> dict[str, int]:
-        with self.server.client() as client:
-            stats = client.info("commandstats")
-        return {name: stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in COMMANDS}
-
-    def since(self) -> dict[str, int]:
-        before, self.before = self.before, self._now()
-        return {name: n for name in COMMANDS if (n := self.before[name] - before[name])}
-
-
-def keys(server: Server) -> set[str]:
-    with server.client() as client:
-        return {key.decode() for key in client.keys("*")}
 
 
 # What it costs.

@@ -6,6 +6,7 @@ logout ends the id at once, so what was under way with it changes nothing any mo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from hypothesis import settings
@@ -37,22 +38,26 @@ class Request:
 class Interleaving(RuleBasedStateMachine):
     """`generation` counts the ids: only a request that came with the present one may change anything."""
 
+    tag_users = False
+    first: Mapping[str, Any] = {"a": 0}
+    """What a session begins with."""
+
     @initialize()
     def begin(self) -> None:
         self.now, self.renewals = 1_800_000_000.0, 0
         # The store's clock stands still: what a renewal leaves behind stays for as long as a test needs it.
         store = MemoryStore(clock=lambda: 0.0)
-        options = SessionOptions(renewal=600.0)
+        options = SessionOptions(renewal=600.0, tag_users=self.tag_users)
         self.sessions = Sessions(store, secret_keys=KEYS, options=options, wall=lambda: self.now)
         self.environ: dict[str, str] = {}
         self.generation = 0
         self.stored: dict[str, Any] = {}
         self.running: list[Request] = []
         opened = self.sessions.open({})
-        opened["a"] = 0
+        opened.update(self.first)
         opened.save()
         self._take(opened)
-        self.stored = {"a": 0}
+        self.stored = dict(self.first)
 
     def _take(self, session: Session) -> None:
         self.environ = {"HTTP_COOKIE": str(session._cookie_due).partition(";")[0]}
@@ -143,10 +148,10 @@ class Interleaving(RuleBasedStateMachine):
         """The session is over; the next request finds none, and begins another."""
         assert dict(self.sessions.open(self.environ)) == {}
         session = self.sessions.open({})
-        session["a"] = 0
+        session.update(self.first)
         session.save()
         self._take(session)
-        self.stored = {"a": 0}
+        self.stored = dict(self.first)
 
     @precondition(lambda self: self.renewals < 3)
     @rule()
@@ -188,6 +193,13 @@ class Interleaving(RuleBasedStateMachine):
             assert dict(self.sessions.open(self.environ)) == self.stored
 
     @invariant()
+    def who_is_logged_in_is_listed(self) -> None:
+        if self.environ:
+            listed = self.sessions.list("alice")
+            assert len(listed) == ("user_id" in self.stored)
+            assert all(("." in entry.handle) == self.tag_users for entry in listed)
+
+    @invariant()
     def each_request_sees_what_it_has_done(self) -> None:
         for request in self.running:
             assert dict(request.session) == request.seen
@@ -197,5 +209,14 @@ def _copy(value: Any) -> Any:
     return list(value) if type(value) is list else value
 
 
+class TaggedInterleaving(Interleaving):
+    """The same, of a user who is logged in, by an id with a tag; one that was cleared has none."""
+
+    tag_users = True
+    first: Mapping[str, Any] = {"a": 0, "user_id": "alice"}
+
+
 TestInterleaving = Interleaving.TestCase
 TestInterleaving.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestTaggedInterleaving = TaggedInterleaving.TestCase
+TestTaggedInterleaving.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)

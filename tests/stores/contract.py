@@ -23,6 +23,7 @@ from lbkit.sessions.store import (
     Committed,
     Delta,
     Entry,
+    Listing,
     Result,
     SyncStore,
 )
@@ -57,6 +58,16 @@ def begun(store: SyncStore, **fields: bytes) -> str:
     sets = {name.encode(): value for name, value in fields.items()} | {CREATED: b"1"}
     assert store.commit(key, Delta(HOUR, sets=sets, create=True)) == OK
     return key
+
+
+def slotted() -> tuple[str, str]:
+    """The key of a session, and the user whose index is in the same slot."""
+    slot = fresh()[:11]
+    return f"{slot}.{fresh()}", f"{slot}.{fresh()}"
+
+
+def listed(store: SyncStore, user: str, now: float) -> dict[str, float]:
+    return {key: round(at - now) for key, at in store.sessions_of(user, now=now)}
 
 
 def held(store: SyncStore, key: str) -> dict[bytes, bytes] | None:
@@ -281,6 +292,85 @@ def an_index_may_lose_its_last_session(store: SyncStore) -> None:
     assert store.sessions_of(user, now=now) == []
 
 
+def the_indexes_of_a_user_are_looked_at_together(store: SyncStore) -> None:
+    (_, tagged), user, now = slotted(), fresh(), time.time()
+    store.index(user, now=now, add=Entry("early", now + 100))
+    store.index(tagged, now=now, add=Entry("between", now + 200))
+    store.index(user, now=now, add=Entry("late", now + 300))
+    found = store.sessions_of(fresh(), tagged, user, fresh(), now=now)
+    assert [entry.key for entry in found] == ["early", "between", "late"]
+    assert store.sessions_of(now=now) == []
+
+
+def a_session_with_a_slot_is_one_like_any_other(store: SyncStore) -> None:
+    (one, _), (other, _) = slotted(), slotted()
+    plain = begun(store, a=b"0")
+    for key in (one, other):
+        assert store.commit(key, Delta(HOUR, sets={b"a": b"1"}, create=True)) == OK
+    assert store.commit(one, Delta(incrs={b"a": 1})).counters == {b"a": 2}
+    assert store.look([one, plain, other], [b"a"]) == [{b"a": b"2"}, {b"a": b"0"}, {b"a": b"1"}]
+    assert {one, plain, other} <= set(store.scan(limit=1_000_000))
+    assert store.lock(one, "mine", ttl=HOUR)
+    assert not store.lock(one, "yours", ttl=HOUR)
+    assert store.lock(one.partition(".")[2], "yours", ttl=HOUR)  # that is another one
+    assert store.unlock(one, "mine")
+    assert store.delete(one, plain, other) == 3
+    assert store.load(one) is None
+
+
+def a_session_and_its_index_are_written_as_one(store: SyncStore) -> None:
+    (key, user), now = slotted(), time.time()
+    store.index(user, now=now, add=Entry("expired", now + 10))
+    begin = Delta(HOUR, sets={b"a": b"1"}, create=True, listing=Listing(user, now + 20, now + 100))
+    assert store.commit(key, begin) == OK
+    assert listed(store, user, now) == {key: 100}
+    assert store.commit(key, Delta(HOUR, sets={b"a": b"2"}, listing=Listing(user, now, now + 200))) == OK
+    assert listed(store, user, now) == {key: 200}
+    assert store.commit(key, Delta(HOUR, sets={b"a": b"3"})) == OK
+    assert listed(store, user, now) == {key: 200}
+    assert store.commit(key, Delta(drop=True, listing=Listing(user, now))) == OK
+    assert (store.load(key), listed(store, user, now)) == (None, {})
+
+
+def a_session_that_is_renewed_leaves_the_index_to_the_one_that_follows(store: SyncStore) -> None:
+    (old, user), now = slotted(), time.time()
+    new = f"{old}2"
+    for key in (old, new):
+        store.commit(key, Delta(HOUR, sets={b"a": b"1"}, create=True, listing=Listing(user, now, now + 100)))
+    forward = {FORWARD: new.encode()}
+    assert store.commit(old, Delta(30, sets=forward, drop=True, listing=Listing(user, now))) == OK
+    assert (store.load(old), listed(store, user, now)) == (forward, {new: 100})
+
+
+def a_delta_that_is_refused_leaves_the_index_as_it_was(store: SyncStore) -> None:
+    (key, user), now = slotted(), time.time()
+    none, moved = f"{key}1", f"{key}2"
+    store.commit(key, Delta(HOUR, sets={b"a": b"x"}, create=True, listing=Listing(user, now, now + 100)))
+    store.commit(moved, Delta(HOUR, sets={FORWARD: key.encode()}, create=True))
+    add, remove = Listing(user, now, now + 900), Listing(user, now)
+    refused = {
+        Result.TAKEN: [(key, Delta(HOUR, sets={b"a": b"y"}, create=True))],
+        Result.GONE: [(none, Delta(HOUR, sets={b"a": b"y"})), (none, Delta(drop=True))],
+        Result.CONFLICT: [(key, Delta(drop=True, expect={b"a": b"z"})), (key, Delta(drop=True, whole=True))],
+        Result.NOT_INT: [(key, Delta(HOUR, incrs={b"a": 1}))],
+        Result.MOVED: [(moved, Delta(HOUR, sets={b"a": b"y"})), (moved, Delta(drop=True))],
+    }
+    for result, deltas in refused.items():
+        for name, delta in deltas:
+            for listing in (add, remove):
+                assert store.commit(name, delta._replace(listing=listing)).result is result
+                assert listed(store, user, now) == {key: 100}, delta
+    assert held(store, key) == {b"a": b"x"}
+
+
+def an_index_that_lies_elsewhere_cannot_be_written_with_a_session(store: SyncStore) -> None:
+    (key, user), (other, stranger), now = slotted(), slotted(), time.time()
+    for name, whose in ((key, stranger), (other, user), (key, fresh()), (fresh(), user), (fresh(), fresh())):
+        with pytest.raises(ConfigError, match="need a key and a user of one slot"):
+            store.commit(name, Delta(HOUR, sets={b"a": b"1"}, create=True, listing=Listing(whose, now, now)))
+        assert store.load(name) is None
+
+
 def an_operator_sees_keys_and_no_more_than_asked_for(store: SyncStore) -> None:
     mine = {begun(store) for _ in range(5)}
     assert mine <= set(store.scan(limit=1_000_000))
@@ -330,6 +420,12 @@ RULES: list[Callable[[SyncStore], None]] = [
     several_sessions_are_looked_at_without_their_values,
     the_sessions_of_a_user_are_found_until_they_expire,
     an_index_may_lose_its_last_session,
+    the_indexes_of_a_user_are_looked_at_together,
+    a_session_with_a_slot_is_one_like_any_other,
+    a_session_and_its_index_are_written_as_one,
+    a_session_that_is_renewed_leaves_the_index_to_the_one_that_follows,
+    a_delta_that_is_refused_leaves_the_index_as_it_was,
+    an_index_that_lies_elsewhere_cannot_be_written_with_a_session,
     an_operator_sees_keys_and_no_more_than_asked_for,
     a_lock_is_held_once_and_given_back_by_its_holder,
     it_says_that_it_is_there_and_shows_no_secret,

@@ -11,11 +11,11 @@ import redis.asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lbkit.sessions.store import LARGEST_COUNTER, Delta, Entry, Result, SyncStore
+from lbkit.sessions.store import LARGEST_COUNTER, Delta, Entry, Listing, Result, SyncStore
 from lbkit.stores import astore_from, store_from
 from lbkit.stores.memory import MemoryStore
 from tests.redis_servers import Server
-from tests.stores.contract import RULES, Driven, fresh
+from tests.stores.contract import RULES, Driven, fresh, slotted
 
 PLACES: dict[str, Callable[[pytest.FixtureRequest], Any]] = {
     "memory": lambda _: "memory://",
@@ -65,6 +65,8 @@ def test_contract(store: SyncStore, rule: Callable[[SyncStore], None]) -> None:
 FIELDS = st.sampled_from([b"a", b"b", b"c", b"\0c"])
 NUMBERS = st.sampled_from([0, 1, -1, 7, LARGEST_COUNTER, -LARGEST_COUNTER, LARGEST_COUNTER + 1])
 BYTES = NUMBERS.map(lambda number: b"%d" % number) | st.sampled_from([b"", b'"x"', b"1.0", b"-0", b"\xff"])
+SOON = st.integers(0, 9)
+LISTINGS = st.builds(Listing, st.just(""), now=SOON, expires_at=SOON | st.none()) | st.none()
 DELTAS = st.builds(
     Delta,
     ttl=st.just(3600.0),
@@ -75,19 +77,31 @@ DELTAS = st.builds(
     create=st.booleans(),
     whole=st.sampled_from([False, False, True]),
     drop=st.sampled_from([False, False, True]),
+    listing=LISTINGS,
 )
 
 
 @given(st.lists(DELTAS, max_size=8))
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_delta_means_the_same_in_memory_and_in_redis(one: Server, deltas: list[Delta]) -> None:
-    memory, real, key = MemoryStore(), store_from(one.url, timeout=PATIENCE), fresh()
+    memory, real, now = MemoryStore(), store_from(one.url, timeout=PATIENCE), round(time.time()) + 1000
+    key, user = slotted()
     try:
-        for delta in (Delta(3600.0, sets={b"a": b"1", b"b": b"x"}, create=True), *deltas):
+        for given in (Delta(3600.0, sets={b"a": b"1", b"b": b"x"}, create=True), *deltas):
+            delta = given._replace(listing=_moved(given.listing, user, now))
             assert memory.commit(key, delta) == real.commit(key, delta)
             assert memory.load(key) == real.load(key)
+            assert memory.sessions_of(user, now=now) == real.sessions_of(user, now=now)
     finally:
         real.close()
+
+
+def _moved(listing: Listing | None, user: str, by: float) -> Listing | None:
+    """The listing of a user, so many seconds later."""
+    if listing is None:
+        return None
+    ends = None if listing.expires_at is None else listing.expires_at + by
+    return Listing(user, listing.now + by, ends)
 
 
 def test_what_is_no_session_is_none(one: Server) -> None:

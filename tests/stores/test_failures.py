@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
@@ -25,13 +26,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from lbkit.errors import ConfigError, StoreUnavailable
-from lbkit.sessions.store import Delta, Result, SyncStore
+from lbkit.sessions.store import Delta, Listing, Result, SyncStore
 from lbkit.stores import astore_from, store_from
 from lbkit.stores.location import parse
 from lbkit.stores.redis import AsyncRedisStore, RedisStore
 from lbkit.stores.wire import fits
 from tests.redis_servers import Cluster, Sentinels, Server, free_ports, server, until
-from tests.stores.contract import HOUR, Driven, begun, fresh, held
+from tests.stores.contract import HOUR, Driven, begun, fresh, held, listed, slotted
 
 
 @pytest.fixture
@@ -222,6 +223,8 @@ def test_a_failover_keeps_the_sessions_and_the_stores_find_the_new_primary(
 ) -> None:
     stores = [opened(way, watched.url, loop, timeout=1.0) for way in BOTH]
     keys = [begun(store, a=b"1") for store in stores for _ in range(10)]
+    (key, user), now = slotted(), time.time()
+    stores[0].commit(key, Delta(HOUR, {b"a": b"1"}, create=True, listing=Listing(user, now, now + 100)))
     before = watched.primary
     with before.client() as client:
         assert client.wait(1, 5000) == 1
@@ -230,6 +233,8 @@ def test_a_failover_keeps_the_sessions_and_the_stores_find_the_new_primary(
     for store in stores:
         until(lambda store=store: committed(store, keys[0]), "the store takes writes again")
         assert [held(store, key) for key in keys[1:]] == [{b"a": b"1"}] * 19
+        assert listed(store, user, now) == {key: 100}
+        assert store.commit(key, Delta(listing=Listing(user, now, now + 100))).result is Result.OK
         store.close()
     with watched.primary.client() as client:
         assert client.hget(f"lbkit:s:{keys[0]}", "b") == b"2"
@@ -512,7 +517,7 @@ def test_a_client_that_blocks_is_refused_where_nothing_may_block() -> None:
         AsyncRedisStore(redis.Redis())
 
 
-@pytest.mark.parametrize("prefix", ["a*", "a b", "é", "x" * 65])
+@pytest.mark.parametrize("prefix", ["a*", "a b", "é", "x" * 65, "{}", "a{}{b}:"])
 def test_a_prefix_that_is_a_pattern_is_refused(prefix: str) -> None:
     with pytest.raises(ConfigError, match="need a prefix"):
         store_from("redis://cache", prefix=prefix)

@@ -22,7 +22,9 @@ from lbkit_starlette import LBKit as StarletteLBKit
 from lbkit_starlette import session as session_of
 
 KEYS = ["newest" * 4, b"older" * 4]
-options = SessionOptions(idle=3600, absolute=None, watch=("user",), conflict="raise", same_site="Strict")
+options = SessionOptions(
+    idle=3600, absolute=None, watch=("user",), conflict="raise", same_site="Strict", tag_users=True
+)
 
 flask = Flask(__name__)
 lbkit = LBKit(flask, sessions="redis://cache:6379/0", secret_keys=KEYS, session_options=options)
