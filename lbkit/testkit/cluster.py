@@ -107,7 +107,7 @@ class Cluster:
         self._checks: Lifespan | None = None
         began_at = clock()
         self.clock: Clock = lambda: clock() - began_at
-        self.trace = Trace()
+        self.trace = Trace(epoch=time.time())
         self._isolation, self._private = isolation, tuple(private)
         self._origins, self._new = origins(app, replicas, isolation=isolation, private=self._private)
         self.interface: Interface | None = None

@@ -12,6 +12,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, overload
 
+from lbkit.testkit.har import har
+
 __all__ = ["Attempt", "Row", "Trace"]
 
 MOST_ROWS = 100_000
@@ -154,7 +156,10 @@ class Row:
 class Trace(Sequence[Row]):
     """The rows in the order in which the requests came."""
 
-    def __init__(self, rows: Iterable[Row] = (), *, most: int = MOST_ROWS) -> None:
+    def __init__(self, rows: Iterable[Row] = (), *, most: int = MOST_ROWS, epoch: float = 0.0) -> None:
+        self.epoch = epoch
+        """What the time was, in seconds since 1970, when the clock of the rows was at 0."""
+
         self._rows = list(rows)
         self._most = most
         self._count = len(self._rows)
@@ -173,7 +178,9 @@ class Trace(Sequence[Row]):
     @overload
     def __getitem__(self, index: slice) -> Trace: ...
     def __getitem__(self, index: int | slice) -> Row | Trace:
-        return Trace(self._rows[index]) if isinstance(index, slice) else self._rows[index]
+        if isinstance(index, slice):
+            return Trace(self._rows[index], epoch=self.epoch)
+        return self._rows[index]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -205,7 +212,7 @@ class Trace(Sequence[Row]):
         )
 
     def where(self, wanted: Callable[[Row], bool]) -> Trace:
-        return Trace(row for row in self if wanted(row))
+        return Trace((row for row in self if wanted(row)), epoch=self.epoch)
 
     def counts(self) -> dict[str, int]:
         """How many requests each replica answered."""
@@ -228,9 +235,14 @@ class Trace(Sequence[Row]):
         """JSON lines: one object for each request."""
         return "".join(json.dumps(row.as_dict()) + "\n" for row in self)
 
+    def har(self) -> dict[str, Any]:
+        """HAR 1.2, for the network panel of a browser: an entry for each attempt, see `lbkit.testkit.har`."""
+        return har(self, epoch=self.epoch)
+
     def write(self, path: str | Path) -> None:
-        """Write the JSON lines to a file."""
-        Path(path).write_text(self.jsonl(), encoding="utf-8")
+        """Write it to a file: as HAR, if that is named `.har`, else the JSON lines."""
+        is_har = Path(path).suffix == ".har"
+        Path(path).write_text(json.dumps(self.har(), indent=1) if is_har else self.jsonl(), encoding="utf-8")
 
 
 def _rounded(ms: float | None) -> float | None:
