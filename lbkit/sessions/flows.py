@@ -249,8 +249,10 @@ class SessionFlows:
             self._lose(contents, "gone")
 
     def _renewable(self, session: Session, contents: Contents) -> bool:
-        raw, outdated = contents.raw, self.roster.outdated(contents.raw, session._key or "")
-        return not session._departed and self.account.renewable(raw, self._wall(), outdated=outdated)
+        if session._departed or session._key is None or session._sid is None:
+            return False  # who has followed an old id must not be told another new one
+        outdated = self.roster.outdated(contents.raw, session._key)
+        return self.account.renewable(contents.raw, self._wall(), outdated=outdated)
 
     def _move(self, session: Session, contents: Contents, *, grace: bool) -> Flow[bool | None]:
         """Begin the session under a new id, then end the old one if nobody has written meanwhile.

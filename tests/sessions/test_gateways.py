@@ -401,6 +401,25 @@ def test_a_renewed_id_leads_to_the_session_for_a_while_and_is_not_told_the_new_o
         assert browser.get("/dump").json() == {}
 
 
+def test_who_follows_an_old_id_is_not_told_the_new_one_by_another_renewal(
+    gateway: str, redis_url: str
+) -> None:
+    """A thief of the old id has its grace, and no more."""
+    wall = Wall()
+    with site(gateway, redis_url, options=SessionOptions(renewal=10, renewal_grace=30), wall=wall) as shop:
+        browser = Browser(shop)
+        browser.get("/login")
+        follower = Browser(shop, dict(browser.jar))
+        for _ in range(2):
+            wall.now += 11
+            assert len(browser.get("/read").set_cookies) == 1
+        wall.now += 11
+        for path in ("/read?k=user_id", "/write", "/read?k=user_id"):
+            assert follower.get(path).set_cookies == []
+        assert follower.get("/read?k=user_id").json() == "alice"
+        assert len(browser.get("/read").set_cookies) == 1
+
+
 def test_a_logout_by_one_who_did_not_see_the_renewal_ends_the_session(gateway: str, redis_url: str) -> None:
     wall = Wall()
     with site(gateway, redis_url, options=SessionOptions(renewal=600), wall=wall) as shop:

@@ -100,7 +100,7 @@ def test_fifty_who_write_while_a_user_logs_in_and_fifty_after_it_lose_nothing(sh
     browser.get("/write")
 
     def all_write(name: str) -> None:
-        together = threading.Barrier(50)
+        together = threading.Barrier(50, timeout=20)
         with ThreadPoolExecutor(50) as pool:
             paths = [f"/write?k={name}{number}" for number in range(50)]
             jar = dict(browser.jar)
