@@ -75,9 +75,10 @@ async def talk(socket: WebSocket) -> None:
     await socket.close()
 
 
-def shop(url: str) -> Starlette:
+def shop(url: str, *, tag_users: bool = False) -> Starlette:
     """One replica. `app.state.sessions` are its sessions, with their counts."""
-    sessions = Sessions(url, secret_keys=KEYS, options=SessionOptions(watch=("_user_id",)))
+    options = SessionOptions(watch=("_user_id",), tag_users=tag_users)
+    sessions = Sessions(url, secret_keys=KEYS, options=options)
     routes = [
         Route("/view", view),
         Route("/put", put),

@@ -134,8 +134,9 @@ def test_a_plugin_without_sessions_leaves_the_frameworks_own(make: Any) -> None:
 
 
 def test_options_and_ready_made_sessions_are_taken(make: Any, redis_url: str) -> None:
-    options = SessionOptions(cookie="shop", secure=False)
+    options = SessionOptions(cookie="shop", secure=False, tag_users=True)
     lbkit, get = make(sessions=redis_url, secret_keys=KEYS, session_options=options)
+    assert lbkit.sessions.options is options
     assert lbkit.sessions.cookie.name == "shop"
     assert get("/")["n"] == 1
     again, _ = make(sessions=lbkit.sessions)
