@@ -118,9 +118,11 @@ def refuse_nonsense(key: str, delta: Delta) -> None:
     """Raise ConfigError for a session that would never expire, or an index that lies elsewhere."""
     if delta.ttl is None and (delta.create or delta.drop) and (delta.sets or delta.incrs):
         raise ConfigError("need a ttl in a delta with create or drop: the session would never expire")
-    slot = slot_of(key)
-    if delta.listing is not None and (not slot or slot != slot_of(delta.listing.user)):
-        raise ConfigError(f"need a key and a user of one slot, got {key!r} and {delta.listing.user!r}")
+    if delta.listing is None:
+        return
+    slot, user = slot_of(key), delta.listing.user
+    if not slot or slot_of(user) != slot:
+        raise ConfigError(f"need a key and a user of one slot, got {key!r} and {user!r}")
 
 
 class Result(Enum):

@@ -273,8 +273,10 @@ class Dialogue:
         return f"{slot[1:-1]}.{key}" if slot else key
 
     def _name(self, kind: str, name: str) -> str:
-        slot, dot, rest = name.rpartition(".")
-        return f"{self.prefix}{{{slot}}}{kind}:{rest}" if dot else f"{self.prefix}{kind}:{name}"
+        if "." not in name:
+            return f"{self.prefix}{kind}:{name}"
+        slot, _, rest = name.rpartition(".")
+        return f"{self.prefix}{{{slot}}}{kind}:{rest}"
 
 
 def _arguments(delta: Delta) -> list[str | bytes | int]:
