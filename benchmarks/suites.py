@@ -17,13 +17,14 @@ import sys
 import tarfile
 import tempfile
 import venv
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lbkit.testkit.findings import Oracle, Report
 
-__all__ = ["SUITES", "Outcome", "Suite", "fetched", "ran"]
+__all__ = ["SUITES", "Outcome", "Suite", "fetched", "interpreter", "is_as_known", "ran"]
 
 ROOT = Path(__file__).parent.parent
 
@@ -59,7 +60,7 @@ SUITES = {
     "fastapi": Suite(
         source="fastapi==0.165.0",
         tests=("tests/test_tutorial",),
-        options=("--replica-private=docs_src", "-o", "timeout=60"),
+        options=("--replica-private=docs_src", "-o", "timeout=60", "-n", "2"),
         removed=("fastapi",),
         needs=(
             *[
@@ -88,6 +89,7 @@ SUITES = {
                 "strawberry-graphql",
                 "typer",
                 "pytest-timeout",
+                "pytest-xdist",
                 "pydantic-settings",
                 "uvicorn",
                 "logfire",
@@ -137,14 +139,15 @@ def fetched(suite: Suite, folder: Path) -> Path:
 
 
 def interpreter(name: str, suite: Suite, folder: Path) -> str:
-    """A Python that has what the suite needs: ours, or one of its own."""
+    """A Python that has what the suite needs: ours, or one of its own, made once."""
     if not suite.needs:
         return sys.executable
-    place = folder / f"{name}-python"
-    python = place / "bin" / "python"
-    if not python.exists():
-        venv.create(place, with_pip=True)
+    place = folder / f"{name}-python-{zlib.crc32(repr(suite.needs).encode()):x}"
+    python, whole = place / "bin" / "python", place / "whole"
+    if not whole.exists():
+        venv.create(place, with_pip=True, clear=True)
         pip(str(python), "install", "pytest", "psutil", "itsdangerous", "setuptools", *suite.needs)
+        whole.touch()
     return str(python)
 
 
