@@ -173,7 +173,8 @@ class Upstream:
         inner = {key: value for key, value in scope.items() if key not in MARKS}
         if replica.state_of_lifespan:
             inner["state"] = {**inner.get("state", {}), **replica.state_of_lifespan}
-        call = Call(replica, attempt, plan, receive, send)
+        inner["asgi"] = replica.cluster.server_profile.asgi(scope["type"])
+        call = Call(replica, attempt, plan, receive, send, websocket=scope["type"] == "websocket")
         replica.enter(call)
         try:
             if plan is not None and plan.crash:

@@ -17,6 +17,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from lbkit.errors import ReplicaRefused, ReplicaReset, ReplicaTimeout
+from lbkit.testkit.asgi_ear import Ear
 from lbkit.testkit.faults import PIECES_A_SECOND, Plan
 from lbkit.testkit.trace import Attempt
 from lbkit.types import Message, Receive, Scope, Send
@@ -31,28 +32,43 @@ STARTS = ("http.response.start", "websocket.http.response.start", "websocket.acc
 BODIES = ("http.response.body", "websocket.http.response.body")
 
 
+class ClientLeft(OSError):
+    """What a server that raises at all raises."""
+
+    def __init__(self) -> None:
+        super().__init__("the client left")
+
+
 class Call:
     """One request inside one replica."""
 
     told = True
 
     def __init__(
-        self, replica: ClusterReplica, attempt: Attempt, plan: Plan | None, receive: Receive, send: Send
+        self,
+        replica: ClusterReplica,
+        attempt: Attempt,
+        plan: Plan | None,
+        receive: Receive,
+        send: Send,
+        *,
+        websocket: bool,
     ) -> None:
         self._replica = replica
         self._attempt = attempt
         self._plan = plan
-        self._receive = receive
+        self._websocket = websocket
+        self._ear = Ear(receive, websocket=websocket)
         self._send = send
         self._loop = asyncio.get_running_loop()
         self._cut: asyncio.Future[OSError] = self._loop.create_future()
         self._over: asyncio.Future[None] = self._loop.create_future()
         """Done when the app's task is, or when the connection is cut: whatever comes first."""
 
+        self._server = replica.cluster.server_profile
         self._uploading = False
         self._taken_in = False
         self._left = plan.reset_after if plan is not None else None
-        self._websocket = False
         self._complete = False
         self._moved_at = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
@@ -69,6 +85,7 @@ class Call:
     def _cut_now(self, error: OSError) -> None:
         if not self._cut.done():
             self._cut.set_result(error)
+            self._ear.cut()
             self._end()
 
     def _end(self, _: object = None) -> None:
@@ -76,7 +93,6 @@ class Call:
             self._over.set_result(None)
 
     async def run(self, scope: Scope) -> None:
-        self._websocket = scope["type"] == "websocket"
         if not self._websocket:
             self._timer = self._loop.call_later(self._replica.timeout, self._look)
         task: asyncio.Task[None] = self._replica.context.run(self._loop.create_task, self._serve(scope))
@@ -90,6 +106,7 @@ class Call:
         finally:
             if self._timer is not None:
                 self._timer.cancel()
+            self._ear.close()
         if self._cut.done():
             await self._broken(task, self._cut.result())
         else:
@@ -98,7 +115,7 @@ class Call:
     def _finished(self, task: asyncio.Task[None]) -> None:
         if task.cancelled():  # by the app's own doing: as good as an error
             raise RuntimeError("the app cancelled itself")
-        if (error := task.exception()) is not None:
+        if (error := task.exception()) is not None and not comes_from_leaving(error):
             self._attempt.fault = fault_of(error)
             raise error
 
@@ -155,21 +172,26 @@ class Call:
 
     async def receive(self) -> Message:
         if self._cut.done():
-            return (
-                {"type": "websocket.disconnect", "code": 1006}
-                if self._websocket
-                else {"type": "http.disconnect"}
-            )
+            return self._ear.goodbye
+        if self._taken_in and (not self._websocket or self._attempt.status == 101):
+            self._ear.listen()
         self._uploading = not self._taken_in
-        message = await self._receive()
+        message = await self._ear.next()
         self._uploading = False
         self._taken_in = not message.get("more_body", False)
         self._moved_at = self._loop.time()
         return message
 
     async def send(self, message: Message) -> None:
-        if self._cut.done():
-            raise OSError("the client left")  # as ASGI 2.4 has it
+        try:
+            if self._cut.done() or self._ear.gone:
+                raise ClientLeft
+            await self._say(message)
+        except OSError as error:
+            self._ear.gone = True
+            await self._to_nobody(error)
+
+    async def _say(self, message: Message) -> None:
         self._moved_at = self._loop.time()
         if self._plan is not None:
             message = await self._harmed(message, self._plan)
@@ -178,7 +200,16 @@ class Call:
             self._attempt.status = message.get("status", 101)
         ends = kind in BODIES and not message.get("more_body")
         self._complete = self._complete or ends or kind == "websocket.close"
+        self._ear.answered = self._complete
         await self._send(message)
+        if not self._complete and kind not in STARTS:
+            self._ear.listen()
+
+    async def _to_nobody(self, error: OSError) -> None:
+        """The client has left, and servers take that in different ways."""
+        if ("websocket" if self._websocket else "http") in self._server.raises:
+            raise ClientLeft from error
+        await asyncio.sleep(0)  # an app that says more and more to nobody must not block the others
 
     async def _harmed(self, message: Message, plan: Plan) -> Message:
         """What is left of the message, if it comes through at all."""
@@ -213,7 +244,7 @@ class Call:
         if plan.hang is None:
             self._cut_now(ReplicaReset(f"replica {self._replica.name} broke the connection"))
         await asyncio.shield(self._cut)
-        raise OSError("the client left")
+        raise ClientLeft
 
     async def _part(self, message: Message, body: bytes) -> None:
         await self._send({**message, "body": body, "more_body": True})
@@ -228,6 +259,13 @@ class Call:
             await asyncio.sleep(size / rate)
             body = body[size:]
         return {**message, "body": body}
+
+
+def comes_from_leaving(error: BaseException | None) -> bool:
+    """Whether it is our own word that the client has left, or what a framework made of that."""
+    while error is not None and not isinstance(error, ClientLeft):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def fault_of(error: BaseException) -> str:

@@ -42,6 +42,7 @@ from lbkit.testkit.partition import NETWORK
 from lbkit.testkit.portal import Portal
 from lbkit.testkit.replica import ClusterReplica
 from lbkit.testkit.retry import OUT, may_retry
+from lbkit.testkit.server_profile import profile_of
 from lbkit.testkit.trace import Row, Trace
 from lbkit.testkit.watching import FileWatch
 from lbkit.testkit.wsgi import Door as WSGIDoor
@@ -68,6 +69,9 @@ class Cluster:
     as "/health", has the balancer ask each replica whether it may get requests. With `degraded` it is enough
     that one replica starts. ASGI replicas share a loop, so that code which blocks it blocks them all; with
     `own_loops` each has one in a thread of its own, and a request takes longer by two hops.
+
+    `server_profile` is the server that an ASGI app meets when its client has left: "strict", as the
+    specification has it, "uvicorn", "hypercorn" or "granian". A process of its own has a real uvicorn.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class Cluster:
         seed: int | None = None,
         degraded: bool = False,
         own_loops: bool = False,
+        server_profile: str | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         if not timeout > 0:
@@ -104,6 +109,7 @@ class Cluster:
         self._arrangement |= {"read_timeout": None}  # a silent replica is given up by us
         self._degraded = degraded
         self.own_loops = own_loops
+        self.server_profile = profile_of(server_profile, isolation=isolation)
         self._checks: Lifespan | None = None
         began_at = clock()
         self.clock: Clock = lambda: clock() - began_at
