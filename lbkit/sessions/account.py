@@ -29,6 +29,7 @@ class Account:
     def __init__(self, options: SessionOptions) -> None:
         self.options = options
         self._touch_after = options.touch_after
+        self._longest = max(options.idle, options.remember)
 
     def lives(self, fields: Fields, now: float) -> bool:
         """Is it a session, and not too old?"""
@@ -83,7 +84,14 @@ class Account:
         options = self.options
         if options.absolute is not None:
             return created_at + options.absolute
-        return now + max(options.idle, options.remember)
+        return now + 1.5 * self._longest
+
+    def extends(self, fields: Fields, now: float) -> bool:
+        """Must the index be told of a later end? Without an absolute age a session may be used for ever, so
+        it is told once in half a life, of an end that is half a life late."""
+        half = self._longest / 2
+        before = int(fields.get(TOUCHED, b"0"))
+        return self.options.absolute is None and USER in fields and before // half != now // half
 
     def weigh(self, contents: Contents) -> None:
         """Raises SessionTooLarge; a session of more than the soft limit is only logged."""

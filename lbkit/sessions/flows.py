@@ -39,10 +39,8 @@ from lbkit.sessions.store import (
     FORWARD,
     ROOT,
     TOUCHED,
-    USER,
     Committed,
     Delta,
-    Entry,
     Fields,
     Result,
 )
@@ -174,7 +172,7 @@ class SessionFlows:
         elif changed or session._touching:
             yield from self._commit(session, contents)
         else:
-            self._sign_again(session, contents)
+            yield from self._sign_again(session, contents)
 
     def unfinished(self, session: Session) -> bool:
         """After the answer: is there something left to keep?"""
@@ -209,12 +207,9 @@ class SessionFlows:
         """Store everything under a new id. The index comes first or with it, so no revocation misses it."""
         self.account.weigh(contents)
         own = self.account.opened(contents, session._device, now, created_at=created_at)
-        user, listing = own.get(USER), None
-        sid = self._chance() + self.roster.tag(user)
+        sid = self._chance() + self.roster.tag(own)
         key = key_of_id(sid)
-        if user is not None:
-            ends_at = self.account.ends_at(now, created_at)
-            listing = yield from self.roster.enter(user, Entry(key, ends_at))
+        listing = yield from self.roster.enter(own, key, self.account.ends_at(now, created_at))
         if self._encryption is not None and root is not None:
             own[ROOT] = self._encryption.sealed_root(root, sid)
         root = root or sid
@@ -305,8 +300,13 @@ class SessionFlows:
         self.account.weigh(contents)
         now = self._wall()
         lasting = contents.altered(PERMANENT_FIELD)
-        ttl = self.account.ttl(contents, now, int(contents.raw.get(CREATED, b"0")))
-        delta = contents.delta({TOUCHED: b"%d" % now}, ttl)
+        raw, listing = contents.raw, None
+        created_at = int(raw.get(CREATED, b"0"))
+        if self.account.extends(raw, now):
+            ends_at = self.account.ends_at(now, created_at)
+            listing = yield from self.roster.enter(raw, session._key or "", ends_at)
+        ttl = self.account.ttl(contents, now, created_at)
+        delta = contents.delta({TOUCHED: b"%d" % now}, ttl)._replace(listing=listing)
         done = yield from self._apply(session, contents, delta, last=True)
         if done.result is Result.GONE:
             self._lose(contents, "gone")
@@ -314,10 +314,9 @@ class SessionFlows:
         self._refuse(done)
         contents.kept(delta, done.counters)
         session._settle()
+        yield from self._sign_again(session, contents)
         if lasting:
             self._tell(session, contents, now)
-        else:
-            self._sign_again(session, contents)
 
     def _apply(
         self, session: Session, contents: Contents, delta: Delta, *, last: bool = False
@@ -329,7 +328,7 @@ class SessionFlows:
             done: Committed = yield from self._ask("commit", session._key, delta, last=last)
             if done.result is not Result.MOVED:
                 return done
-            session._key, session._sid = done.moved_to, None
+            session._key, session._sid, delta = done.moved_to, None, delta._replace(listing=None)
         return Committed(Result.GONE)
 
     def _end(self, session: Session, contents: Contents) -> Flow[None]:
@@ -378,12 +377,16 @@ class SessionFlows:
             max_age = int(self.options.remember) if self.account.permanent(contents) else None
             session._cookie_due = self.cookie.set_cookie(session._sid, now, max_age=max_age)
 
-    def _sign_again(self, session: Session, contents: Contents) -> None:
+    def _sign_again(self, session: Session, contents: Contents) -> Flow[None]:
         """An old key has signed the cookie, or a quarter of its life is over."""
         presented = session._presented
-        if presented is None or session._sid != presented.sid:
+        if presented is None or session._sid != presented.sid or session._departed:
             return
-        now = self._wall()
+        now, raw = self._wall(), contents.raw
+        if presented.signer:
+            ends_at = self.account.ends_at(now, int(raw.get(CREATED, b"0")))
+            if not (yield from self.roster.enter_again(raw, presented.key, ends_at)):
+                return
         ageing = now - presented.signed_at > self.options.remember / 4
         if presented.signer or (ageing and self.account.permanent(contents)):
             self._tell(session, contents, now)

@@ -53,9 +53,10 @@ class Roster:
         self._wall = wall
         self._tagging = tagging
 
-    def tag(self, user: bytes | None) -> str:
-        """What the id of a session that begins now must end with."""
-        return tag_of(self._names(as_user(user))[0]) if self._tagging and user is not None else ""
+    def tag(self, fields: Fields) -> str:
+        """What the id of a session that begins with these fields must end with."""
+        users = self._users(fields) if self._tagging else []
+        return tag_of(users[0]) if users else ""
 
     def fits(self, fields: Fields, key: str) -> bool:
         """Is the session its user's, if it has a tag? One that is not could not be found to be revoked."""
@@ -63,16 +64,29 @@ class Roster:
 
     def outdated(self, fields: Fields, key: str) -> bool:
         """Was its tag made by an older secret key? When that is dropped, it fits no more."""
-        slot, user = slot_of(key), fields.get(USER)
-        return slot != "" and user is not None and slot != tag_of(self._names(as_user(user))[0])
+        users = self._users(fields) if slot_of(key) else []
+        return bool(users) and tag_of(users[0]) != slot_of(key)
 
-    def enter(self, user: bytes, entry: Entry) -> Flow[Listing | None]:
-        """Note the session, or say what the delta that begins it must note."""
-        name, now = self._names(as_user(user))[0], self._wall()
-        if slot_of(entry.key):
-            return Listing(index_by_tag(name), now, entry.expires_at)
-        yield from self._line.ask("index", name, now=now, add=entry)
+    def enter(self, fields: Fields, key: str, ends_at: float) -> Flow[Listing | None]:
+        """Note the session of a user, or say what the delta that begins or extends it must note."""
+        names, now = self._indexes(fields, key), self._wall()
+        if not names:
+            return None
+        if slot_of(key):
+            return Listing(names[0], now, ends_at)
+        yield from self._line.ask("index", names[0], now=now, add=Entry(key, ends_at))
         return None
+
+    def enter_again(self, fields: Fields, key: str, ends_at: float) -> Flow[bool]:
+        """Note under the newest secret key what an older one has signed: when that is gone, it is not found.
+
+        A session with a tag is left to its renewal. False: the store did not answer.
+        """
+        try:
+            yield from self.enter(fields, key, ends_at)
+        except SessionUnavailable:
+            return False
+        return True
 
     def leave(self, fields: Fields, key: str, ending: Delta) -> Delta:
         """The delta that ends this session, and takes it out of the index that was written with it."""
@@ -120,7 +134,7 @@ class Roster:
     def _keys(self, user: str) -> Flow[list[str]]:
         names = [name for each in self._names(user) for name in (each, index_by_tag(each))]
         entries: list[Entry] = yield from self._line.ask("sessions_of", *names, now=self._wall())
-        return [entry.key for entry in entries]
+        return list(dict.fromkeys(entry.key for entry in entries))  # noted under two secret keys, it is one
 
     def _strike(self, fields: Fields, key: str) -> Flow[None]:
         """The entry is stale anyway, so a failure does no harm."""
@@ -132,9 +146,13 @@ class Roster:
 
     def _indexes(self, fields: Fields, key: str) -> list[str]:
         """Where the session may be noted; with a tag there is one place, and none if it is not its user's."""
-        slot, user = slot_of(key), fields.get(USER)
-        names = [] if user is None else self._names(as_user(user))
-        return [index_by_tag(name) for name in names if tag_of(name) == slot] if slot else names
+        slot, users = slot_of(key), self._users(fields)
+        return [index_by_tag(user) for user in users if tag_of(user) == slot] if slot else users
+
+    def _users(self, fields: Fields) -> list[str]:
+        """What the store calls the user, by each secret key, the newest first; nothing for nobody."""
+        user = fields.get(USER)
+        return [] if user is None else self._names(as_user(user))
 
 
 def _entry(key: str, fields: Fields | None, current: str | None) -> SessionEntry | None:

@@ -259,6 +259,36 @@ def test_the_tag_of_an_older_key_is_good_until_a_newer_one_takes_its_place(store
     assert new.revoke("alice") == 1
 
 
+@pytest.mark.parametrize("tag_users", [False, True])
+def test_who_has_come_with_the_new_key_is_found_when_the_old_one_is_gone(store: Any, tag_users: bool) -> None:
+    wall, options = Wall(), SessionOptions(tag_users=tag_users)
+    old, both, new = (
+        Sessions(store, secret_keys=keys, options=options, wall=wall) for keys in ([OLD], [NEW, OLD], [NEW])
+    )
+    phone, laptop, nobody = begun(old, user_id="alice"), begun(old, user_id="alice"), begun(old, n=1)
+    wall.now += 31
+    for environ in (phone, nobody, phone):
+        used(both, environ)
+    assert (len(both.list("alice")), len(new.list("alice"))) == (2, 1)
+    assert used(new, phone) == {"user_id": "alice"}
+    assert used(new, nobody) == {"n": 1}
+    assert used(new, laptop) == {}  # its cookie is nobody's by now
+    assert new.revoke("alice") == 1
+    assert used(new, phone) == {}
+
+
+def test_a_websocket_that_an_old_key_has_let_in_is_not_noted_with_each_word(store: Any) -> None:
+    environ = begun(Sessions(store, secret_keys=[OLD]), user_id="alice")
+    session = Sessions(store, secret_keys=[NEW, OLD]).open(environ)
+    noted, index = [], store.index
+    store.index = lambda *user, **named: (noted.append(user), index(*user, **named))
+    for word in range(5):
+        session["word"] = word
+        session.save()
+        session._departed = True
+    assert len(noted) == 1
+
+
 @pytest.mark.parametrize(
     ("holder", "good"),
     [("alice", True), ("bob", False), (None, False)],
@@ -275,6 +305,48 @@ def test_a_session_whose_tag_is_not_its_users_is_none(store: Any, holder: str | 
         store.commit(key_of_id(own), Delta(60, sets=fields, create=True))
         environ = {"HTTP_COOKIE": f"{NAME}={sessions.cookie.sign(own, Wall().now)}"}
         assert dict(sessions.open(environ)) == ({"n": 1} if good else {})
+
+
+@pytest.mark.parametrize("tag_users", [False, True])
+def test_who_stays_logged_in_for_ever_stays_listed(store: Any, tag_users: bool) -> None:
+    wall = Wall()
+    options = SessionOptions(tag_users=tag_users, absolute=None, idle=1000, remember=1000)
+    sessions = Sessions(store, secret_keys=[NEW, OLD], options=options, wall=wall)
+    before = Sessions(store, secret_keys=[OLD], options=options, wall=wall)
+    browsers = [begun(sessions, user_id="alice"), begun(before, user_id="alice")]
+    for _ in range(12):
+        wall.now += 290
+        for number, environ in enumerate(browsers):
+            session = sessions.open(environ)
+            session["n"] = number
+            session.save()
+            if session._cookie_due is not None:
+                environ["HTTP_COOKIE"] = session._cookie_due.partition(";")[0]
+        assert len(sessions.list("alice")) == 2
+    assert sessions.revoke("alice") == 2
+    assert [dict(sessions.open(environ)) for environ in browsers] == [{}, {}]
+
+
+@pytest.mark.parametrize("turn", [(False, True), (True, False), (True, True)], ids=["on", "off", "stays"])
+def test_a_late_write_that_would_put_off_the_end_finds_a_session_that_was_renewed(
+    store: Any, turn: tuple[bool, bool]
+) -> None:
+    """The index of the old id may lie elsewhere, and it needs no entry any more."""
+    wall, lasts = Wall(), {"absolute": None, "idle": 1000, "remember": 1000, "renewal": 600}
+    before, after = (
+        Sessions(store, secret_keys=KEYS, options=SessionOptions(tag_users=each, **lasts), wall=wall)
+        for each in turn
+    )
+    environ = begun(before, user_id="alice")
+    wall.now += 601
+    stream = after.open(environ)
+    assert stream["user_id"] == "alice"
+    stream._departed = True
+    renewed = used(after, environ)
+    stream["late"] = 1
+    stream.save()
+    assert dict(after.open(environ)) == {"user_id": "alice", "late": 1}
+    assert [entry.handle for entry in after.list("alice")] == [renewed._key]
 
 
 def test_a_user_may_be_called_anything(store: Any) -> None:
