@@ -105,6 +105,14 @@ def test_revoke_ends_the_sessions_of_a_user_and_no_other(store: SyncStore, runni
     assert store.load("three") is None
 
 
+@pytest.mark.parametrize("handle", ["-one", "-values", "--one", "--values-", "-tag.one"])
+def test_a_handle_may_begin_with_a_dash(store: SyncStore, running: Server, handle: str) -> None:
+    begin(store, handle, "alice")
+    shown = run("inspect", "--store", running.url, handle, "--values").output
+    assert shown.splitlines()[0] == f"handle   {handle}"
+    assert run("revoke", handle, "--store", running.url).output == "ended 1 session\n"
+
+
 def test_sessions_with_a_tag_are_seen_and_ended_like_any_other(store: SyncStore, running: Server) -> None:
     tagged = Sessions(running.url, secret_keys=["k" * 32], options=SessionOptions(tag_users=True))
     for user in ("alice", "alice", "bob"):
@@ -116,10 +124,10 @@ def test_sessions_with_a_tag_are_seen_and_ended_like_any_other(store: SyncStore,
     handles = {entry.handle for entry in tagged.list("alice")} | {"plain"}
     found = run("list", "--store", running.url, "--user", "alice")
     assert {line.split()[0] for line in found.output.splitlines()} == handles
-    shown = run("inspect", "--store", running.url, "--", bobs).output.splitlines()
+    shown = run("inspect", "--store", running.url, bobs).output.splitlines()
     assert (shown[0], shown[1], shown[-1]) == (f"handle   {bobs}", "user     bob", "  user_id  5 bytes")
     assert run("revoke", "--store", running.url, "--user", "alice").output == "ended 3 sessions\n"
-    assert run("revoke", "--store", running.url, "--", bobs).output == "ended 1 session\n"
+    assert run("revoke", "--store", running.url, bobs).output == "ended 1 session\n"
     assert run("list", "--store", running.url).output == ""
     assert tagged.list("bob") == []
     tagged.close()

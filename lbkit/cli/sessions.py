@@ -23,6 +23,9 @@ __all__ = ["sessions"]
 
 NOTES = (CREATED, TOUCHED, USER, DEVICE)
 PATIENCE = 5.0
+HANDLES = {"ignore_unknown_options": True}
+"""One handle in 64 begins with a dash, and is no option for that."""
+
 MOST = 10_000_000
 AT_ONCE = 500
 
@@ -74,7 +77,7 @@ def list_(url: str, prefix: str, user: str | None, limit: int) -> None:
         click.echo(f"there are more than {limit}; --limit shows them", err=True)
 
 
-@sessions.command()
+@sessions.command(context_settings=HANDLES)
 @where
 @click.option("--values", is_flag=True, help="Show what the keys hold as well.")
 @click.argument("handle")
@@ -98,7 +101,7 @@ def inspect(url: str, prefix: str, values: bool, handle: str) -> None:
             click.echo(f"  {_printable(field.decode('utf-8', 'replace'))}  {len(value)} bytes{shown}")
 
 
-@sessions.command()
+@sessions.command(context_settings=HANDLES)
 @where
 @click.option("--user", help="All sessions in which this user is logged in.")
 @click.argument("handles", nargs=-1, metavar="[HANDLE]...")
