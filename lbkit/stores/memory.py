@@ -56,6 +56,7 @@ class MemoryStore:
         # An entry whose time is not the session's any more is stale, and skipped when it comes up.
         self._heap: list[tuple[float, str]] = []
         self._users: dict[str, dict[str, float]] = {}
+        self._most_users = 64
         self._locks: dict[str, tuple[str, float]] = {}
         self._wall = wall
         self._ended: dict[str, float] = {}
@@ -102,6 +103,8 @@ class MemoryStore:
                 self._users[user] = kept
             else:
                 self._users.pop(user, None)
+            if len(self._users) > self._most_users:
+                self._forget_users(now)
 
     def sessions_of(self, *users: str, now: float) -> list[Entry]:
         with self._lock:
@@ -150,6 +153,11 @@ class MemoryStore:
             "sessions are in the memory of each replica and worker, and a client has come with the cookie of "
             "another one: here it is logged out; use redis:// sessions, or bind clients with a sticky cookie"
         )
+
+    def _forget_users(self, now: float) -> None:
+        """Those who have not come back since their last session ended."""
+        self._users = {user: noted for user, noted in self._users.items() if max(noted.values()) > now}
+        self._most_users = 64 + 2 * len(self._users)
 
     def _refused(self, key: str, delta: Delta) -> Committed | None:
         held = self._sessions.get(key)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from lbkit.sessions.store import Delta, Result
+from lbkit.sessions.store import Delta, Entry, Result
 from lbkit.stores.memory import MemoryStore
 
 
@@ -46,6 +46,15 @@ def test_a_session_ends_when_its_time_is_over_and_not_before() -> None:
     store.commit("short", Delta(30))
     clock.now += 10.1
     assert there(store, ["short", "long"]) == ["short"]
+
+
+def test_users_who_never_come_back_take_no_memory() -> None:
+    store, most = MemoryStore(), 0
+    for now in range(5000):
+        store.index(f"user{now}", now=now, add=Entry("key", now + 100))
+        most = max(most, len(store._users))
+        assert store.sessions_of(f"user{max(0, now - 99)}", now=now) == [Entry("key", max(100, now + 1))]
+    assert most < 300
 
 
 def test_touching_for_ever_takes_no_memory() -> None:
