@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lbkit.testkit.findings import Finding, Oracle, Report
+from lbkit.testkit.chaos import told
+from lbkit.testkit.findings import Finding, Oracle, Report, Struck
 
 __all__ = ["github_lines", "junit_properties"]
 
@@ -15,8 +16,15 @@ def junit_properties(report: Report) -> dict[str, str]:
         "lbkit.policy": report.policy,
         "lbkit.apps": ", ".join(report.apps),
         "lbkit.tests_on_two_replicas": str(report.spread),
+        **_of_chaos(report.struck),
         **{f"lbkit.found.{oracle.value}": str(len(report.of(oracle))) for oracle in Oracle},
     }
+
+
+def _of_chaos(struck: Struck | None) -> dict[str, str]:
+    if struck is None or not struck.rates:
+        return {}
+    return {"lbkit.chaos": told(struck.rates), "lbkit.seed": str(struck.seed)}
 
 
 def github_lines(report: Report) -> list[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from lbkit.errors import ReplicaFault
 from lbkit.testkit.asgi_call import STARTS, Call
+from lbkit.testkit.backend import Backend
 from lbkit.testkit.hop import Hop
 from lbkit.testkit.marks import CLIENT, MARKS, PIN, ROW, WATCH
 from lbkit.testkit.retry import Again
@@ -19,9 +20,8 @@ from lbkit.types import ASGIApp, Message, Receive, Scope, Send
 
 if TYPE_CHECKING:
     from lbkit.testkit.cluster import Cluster
-    from lbkit.testkit.replica import ClusterReplica
 
-__all__ = ["Door", "Upstream"]
+__all__ = ["Door", "Upstream", "Watch", "asked"]
 
 MOST_KEPT = 64 * 1024
 """Bytes of a request's body that can be sent once more, to another replica."""
@@ -50,17 +50,25 @@ class Door:
         watch = Watch(row, receive, send, cluster.clock)
         pin = scope.get(PIN)
         app: ASGIApp = cluster.balancer if pin is None else cluster[pin].upstream
-        scope = {**scope, ROW: row, WATCH: watch}
+
+        def pick() -> ASGIApp:
+            cluster.try_again()
+            return app
+
         try:
-            while True:
-                cluster.try_again()
-                try:
-                    await app(scope, watch.receive, watch.send)
-                    return
-                except Again:
-                    watch.rewind()
+            await asked(watch, {**scope, ROW: row, WATCH: watch}, pick)
         finally:
             row.done_at = cluster.clock()
+
+
+async def asked(watch: Watch, scope: Scope, pick: Callable[[], ASGIApp]) -> None:
+    """Give a request to what `pick` returns; to the next one, too, when that fails and may be replaced."""
+    while True:
+        try:
+            await pick()(scope, watch.receive, watch.send)
+            return
+        except Again:
+            watch.rewind()
 
 
 async def _live(receive: Receive, send: Send) -> None:
@@ -147,7 +155,7 @@ class Watch:
 class Upstream:
     """A replica as the balancer sees it: an app that can refuse, break and hang like a process."""
 
-    def __init__(self, replica: ClusterReplica) -> None:
+    def __init__(self, replica: Backend) -> None:
         self._replica = replica
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -160,7 +168,7 @@ class Upstream:
         try:
             await self._serve(scope, receive, send, row)
         except ReplicaFault:
-            if PIN not in scope and self._replica.cluster.may_retry(row, repeatable=watch.repeatable):
+            if PIN not in scope and self._replica.may_retry(row, repeatable=watch.repeatable):
                 raise Again from None
             raise
 
@@ -173,7 +181,8 @@ class Upstream:
         inner = {key: value for key, value in scope.items() if key not in MARKS}
         if replica.state_of_lifespan:
             inner["state"] = {**inner.get("state", {}), **replica.state_of_lifespan}
-        inner["asgi"] = replica.cluster.server_profile.asgi(scope["type"])
+        if (server := replica.server_profile) is not None:
+            inner["asgi"] = server.asgi(scope["type"])
         call = Call(replica, attempt, plan, receive, send, websocket=scope["type"] == "websocket")
         replica.enter(call)
         try:

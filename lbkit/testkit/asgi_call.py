@@ -14,16 +14,14 @@ its websocket's replica is killed   it is closed with 1012
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 from lbkit.errors import ReplicaRefused, ReplicaReset, ReplicaTimeout
 from lbkit.testkit.asgi_ear import Ear
+from lbkit.testkit.backend import Backend
 from lbkit.testkit.faults import PIECES_A_SECOND, Plan
+from lbkit.testkit.server_profile import SERVER_PROFILES
 from lbkit.testkit.trace import Attempt
 from lbkit.types import Message, Receive, Scope, Send
-
-if TYPE_CHECKING:
-    from lbkit.testkit.replica import ClusterReplica
 
 __all__ = ["STARTS", "Call"]
 
@@ -46,7 +44,7 @@ class Call:
 
     def __init__(
         self,
-        replica: ClusterReplica,
+        replica: Backend,
         attempt: Attempt,
         plan: Plan | None,
         receive: Receive,
@@ -65,7 +63,7 @@ class Call:
         self._over: asyncio.Future[None] = self._loop.create_future()
         """Done when the app's task is, or when the connection is cut: whatever comes first."""
 
-        self._server = replica.cluster.server_profile
+        self._server = replica.server_profile or SERVER_PROFILES["strict"]
         self._uploading = False
         self._taken_in = False
         self._left = plan.reset_after if plan is not None else None
@@ -93,8 +91,7 @@ class Call:
             self._over.set_result(None)
 
     async def run(self, scope: Scope) -> None:
-        if not self._websocket:
-            self._timer = self._loop.call_later(self._replica.timeout, self._look)
+        self._look()
         task: asyncio.Task[None] = self._replica.context.run(self._loop.create_task, self._serve(scope))
         task.add_done_callback(self._end)
         try:
@@ -137,15 +134,16 @@ class Call:
     def _look(self) -> None:
         """As nginx counts it: seconds since the replica last said or took something.
 
-        A replica that waits for the client's upload is not silent.
+        A replica that waits for the client's upload is not silent, nor is a websocket that is open.
         """
-        now = self._loop.time()
-        left = (now if self._uploading else self._moved_at) + self._replica.timeout - now
+        now, timeout = self._loop.time(), self._replica.timeout
+        if timeout is None or (self._websocket and self._attempt.status is not None):
+            return
+        left = (now if self._uploading else self._moved_at) + timeout - now
         if left > 0:
             self._timer = self._loop.call_later(left, self._look)
         elif not self._cut.done() and not self._complete:
-            seconds = f"{self._replica.timeout:g} s"
-            self._cut_now(ReplicaTimeout(f"replica {self._replica.name} was silent for {seconds}"))
+            self._cut_now(ReplicaTimeout(f"replica {self._replica.name} was silent for {timeout:g} s"))
 
     async def _serve(self, scope: Scope) -> None:
         plan = self._plan

@@ -1,7 +1,8 @@
 """Chaos: requests hit at random, and the same way again with the same seed.
 
 Each request draws its lot when it reaches a replica, so one client gives one sequence; concurrent clients
-draw in the order in which they come.
+draw in the order in which they come. `Chaos` is that of a cluster; that of a whole suite over replicas,
+`pytest --replica-chaos`, is decided in `lbkit.testkit.danger`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from lbkit.testkit.trace import Row
 if TYPE_CHECKING:
     from lbkit.testkit.cluster import Cluster
 
-__all__ = ["KINDS", "Chaos"]
+__all__ = ["BACK_AFTER", "KINDS", "Chaos", "merciful", "rates_of", "told"]
 
 KINDS: dict[str, Callable[[], Fault]] = {
     "kill": crash,
@@ -33,6 +34,44 @@ KINDS: dict[str, Callable[[], Fault]] = {
 }
 BACK_AFTER = 5
 """Requests after which a killed replica is back."""
+
+
+def rates_of(text: str) -> dict[str, float]:
+    """`kill=.05,slow=.1` as rates. Raises ConfigError for anything else."""
+    rates: dict[str, float] = {}
+    for part in text.split(","):
+        kind, _, rate = (each.strip() for each in part.partition("="))
+        if kind not in KINDS or kind in rates or not is_rate(rate):
+            rule = f"need KIND=RATE[,KIND=RATE], each of {', '.join(KINDS)} once, with 0 <= RATE <= 1"
+            raise ConfigError(f"{rule}, got {part.strip()!r}")
+        rates[kind] = float(rate)
+    return rates
+
+
+def is_rate(text: str) -> bool:
+    try:
+        return 0 <= float(text) <= 1
+    except ValueError:
+        return False
+
+
+def told(rates: Mapping[str, float]) -> str:
+    """The rates as they are given on a command line."""
+    return ",".join(f"{kind}={rate:g}" for kind, rate in rates.items())
+
+
+def merciful(fault: Fault, living: Callable[[], int]) -> Fault:
+    """The same fault, but it does not kill the last one that lives."""
+
+    def apply(plan: Plan, path: str, since: float, rng: Random) -> bool:
+        if not fault.apply(plan, path, since, rng):
+            return False
+        if plan.crash and living() <= 1:
+            plan.crash = False
+            return False
+        return True
+
+    return Fault(fault.text, apply)
 
 
 class Chaos:
@@ -51,7 +90,7 @@ class Chaos:
     def __enter__(self) -> Chaos:
         self._cluster.rng = Random(self.seed)  # noqa: S311 (faults, not secrets)
         for kind, rate in self._rates.items():
-            fault = KINDS[kind]() if kind != "kill" else self._merciful()
+            fault = merciful(KINDS[kind](), self._living)
             injection = Injection(fault, self._cluster.clock(), rate=rate)
             self._injections.append(self._cluster.faults.add(injection))
         self._cluster.hooks.append(self._revive)
@@ -68,15 +107,8 @@ class Chaos:
         if error is not None:
             self._say(error)
 
-    def _merciful(self) -> Fault:
-        """A crash that spares the last one."""
-        deadly = crash()
-
-        def apply(plan: Plan, path: str, since: float, rng: Random) -> bool:
-            up = sum(replica.listens for replica in self._cluster)
-            return up > 1 and deadly.apply(plan, path, since, rng)
-
-        return Fault(str(deadly), apply)
+    def _living(self) -> int:
+        return sum(replica.listens for replica in self._cluster)
 
     async def _revive(self, row: Row) -> None:
         for replica in self._cluster:

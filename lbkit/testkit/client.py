@@ -22,7 +22,7 @@ from lbkit.types import ASGIApp, Environ, Receive, Scope, Send, StartResponse
 if TYPE_CHECKING:
     from lbkit.testkit.cluster import Cluster
 
-__all__ = ["Visitor", "aclient", "client", "visitor_of"]
+__all__ = ["Visitor", "aclient", "client", "read_out", "visitor_of"]
 
 BASE_URL = "http://testserver"
 
@@ -140,8 +140,11 @@ class Reading(Pinned):
     """Reads an answer whose length is known, as a server sends it whether or not the client looks at it."""
 
     def run_wsgi_app(self, environ: Environ, buffered: bool = False) -> Any:
-        chunks, status, headers = super().run_wsgi_app(environ, buffered)  # type: ignore[misc]
-        return (_read(chunks) if "content-length" in headers else chunks), status, headers
+        return read_out(*super().run_wsgi_app(environ, buffered))  # type: ignore[misc]
+
+
+def read_out(chunks: Iterable[bytes], status: str, headers: Any) -> tuple[Iterable[bytes], str, Any]:
+    return (_read(chunks) if "content-length" in headers else chunks), status, headers
 
 
 def _read(body: Iterable[bytes]) -> list[bytes]:

@@ -22,13 +22,14 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import count
+from itertools import chain, count
+from multiprocessing import reduction
 from multiprocessing.connection import Connection
 from typing import Any
 
 from lbkit.errors import ConfigError
 from lbkit.interface import Interface, interface_of
-from lbkit.testkit.clone_child import serve
+from lbkit.testkit.clone_child import multiply, serve
 from lbkit.types import Environ, Receive, Scope, Send, StartResponse
 
 __all__ = ["Child", "Nursery", "RemoteAsgi", "RemoteWsgi", "need_fork", "remote"]
@@ -50,6 +51,10 @@ class Nursery:
         self.names = list(names)
         self.apps: list[Any] = []
         self.children: dict[str, Child] = {}
+        self.mortal = False
+        """Whether one of them may be killed, and has to come back."""
+
+        self._spare: Spare | None = None
 
     def number(self, app: Any) -> int:
         """The app's number in parent and children."""
@@ -62,11 +67,19 @@ class Nursery:
     def child(self, name: str, app: Any) -> Child:
         """The child of that name; all are forked anew when they do not know the app yet."""
         number = self.number(app)
+        if name not in self.children and self._spare is not None:
+            self.children[name] = self._spare.fork(name)
         child = self.children.get(name)
         if child is None or not child.knows(number):
             self._end()
             self._fork()
         return self.children[name]
+
+    def kill(self, name: str) -> None:
+        """SIGKILL. When it is asked again it is what it was when it was forked."""
+        child = self.children.pop(name, None)
+        if child is not None:
+            child.end()
 
     def close(self, *, force: bool = False) -> None:
         """The test is over. Children in which a lifespan runs are kept for the tests that share it."""
@@ -78,19 +91,56 @@ class Nursery:
         for child in self.children.values():
             child.end()
         self.children.clear()
+        if self._spare is not None:
+            self._spare.end()
+            self._spare = None
 
     def _fork(self) -> None:
+        if self.mortal:
+            self._spare = Spare(self.apps)
         pipes = {name: multiprocessing.Pipe() for name in self.names}
         for name, (ours, theirs) in pipes.items():
             pid = fork()
             if pid == 0:
                 with suppress(BaseException):
+                    only(theirs, pipes.values())
                     serve(theirs, self.apps)
                 os._exit(0)
             theirs.close()
             self.children[name] = Child(name, pid, ours, len(self.apps))
         for child in self.children.values():
             child.listen()
+
+
+class Spare:
+    """A process that is forked with the replicas and asked nothing.
+
+    A replica that was killed is forked from it: with the memory of the beginning, and not with what the test
+    process has by now.
+    """
+
+    def __init__(self, apps: list[Any]) -> None:
+        self._apps = len(apps)
+        self._pipe, theirs = multiprocessing.Pipe()
+        self._pid = fork()
+        if self._pid == 0:
+            with suppress(BaseException):
+                self._pipe.close()
+                multiply(theirs, apps)
+            os._exit(0)
+        theirs.close()
+
+    def fork(self, name: str) -> Child:
+        ours, theirs = multiprocessing.Pipe()
+        reduction.send_handle(self._pipe, theirs.fileno(), self._pid)
+        theirs.close()
+        child = Child(name, self._pipe.recv(), ours, self._apps)
+        child.listen()
+        return child
+
+    def end(self) -> None:
+        end(self._pid)
+        self._pipe.close()
 
 
 class Child:
@@ -130,10 +180,7 @@ class Child:
             self._sinks.pop(number, None)
 
     def end(self) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-        with suppress(ChildProcessError):
-            os.waitpid(self.pid, 0)
+        end(self.pid)
 
     def _listen(self) -> None:
         try:
@@ -220,7 +267,8 @@ class RemoteAsgi:
                 for task in hearing:
                     task.cancel()
                 child.lasting -= lasting
-                say("leave", None)
+                with suppress(OSError):  # it may have been killed meanwhile
+                    say("leave", None)
         if answer[0] == "error":
             raise answer[1]
 
@@ -234,6 +282,20 @@ def remote(nursery: Nursery, name: str, app: Any) -> Any:
     if interface_of(app) is Interface.WSGI:
         return RemoteWsgi(lambda: nursery.child(name, app), app, lambda: nursery.number(app))
     return RemoteAsgi(lambda: nursery.child(name, app), lambda: nursery.number(app))
+
+
+def only(mine: Connection, pipes: Iterable[tuple[Connection, Connection]]) -> None:
+    """Close what a child has of the others' pipes: else nobody notices when they end."""
+    for pipe in chain.from_iterable(pipes):
+        if pipe is not mine:
+            pipe.close()
+
+
+def end(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    with suppress(ChildProcessError):  # one that a spare has forked is not our own
+        os.waitpid(pid, 0)
 
 
 def fork() -> int:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import io
+import os
 import pickle
 import signal
 import sys
+from multiprocessing import reduction
 from multiprocessing.connection import Connection
 from typing import Any
 
 from lbkit.types import Message
 
-__all__ = ["serve"]
+__all__ = ["multiply", "serve"]
 
 
 def serve(pipe: Connection, apps: list[Any]) -> None:
@@ -21,6 +23,22 @@ def serve(pipe: Connection, apps: list[Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # In a context and a thread state of its own: the parent may have been forked from inside its event loop.
     contextvars.Context().run(run, pipe, apps)
+
+
+def multiply(pipe: Connection, apps: list[Any]) -> None:
+    """Fork a child for each pipe that comes, and tell its number. Ends with an EOFError."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    while True:
+        handle = reduction.recv_handle(pipe)
+        pid = os.fork()
+        if pid == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            pipe.close()
+            serve(Connection(handle), apps)
+            os._exit(0)
+        os.close(handle)
+        pipe.send(pid)
 
 
 def run(pipe: Connection, apps: list[Any]) -> None:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lbkit.asgi.lifespan import Lifespan
+from lbkit.errors import ReplicaFault
+from lbkit.testkit.asgi import Watch, asked
+from lbkit.testkit.danger import Danger
 from lbkit.testkit.fleet import AnyFleet, Processes
 from lbkit.testkit.isolation import AsgiInside, WsgiInside
+from lbkit.testkit.lives import Lifespans
+from lbkit.testkit.marks import ROW, WATCH
+from lbkit.testkit.mortal import Mortal, Transfer, asgi_gateway, torn, wsgi_gateway
 from lbkit.testkit.oracles.asking import Answer, ask_asgi, ask_wsgi, is_comparable
+from lbkit.testkit.trace import Row as TraceRow
 from lbkit.testkit.turn import Served
+from lbkit.testkit.wsgi import Watch as WsgiWatch
+from lbkit.testkit.wsgi import path_of
 from lbkit.types import ASGIApp, Environ, Message, Receive, Scope, Send, StartResponse, WSGIApp
 
 if TYPE_CHECKING:
@@ -33,7 +43,34 @@ class WsgiDoor:
         fleet = self.kit.fleet(self.app)
         if fleet is None:
             return self.app(environ, start_response)
-        index = self.kit.pick(self.client)
+        if (danger := self.kit.turn.danger) is not None:
+            return self._in_danger(danger, fleet, environ, start_response)
+        return self._ask(fleet, self.kit.pick(self.client), None, environ, start_response)
+
+    def _in_danger(
+        self, danger: Danger, fleet: AnyFleet, environ: Environ, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        kit = self.kit
+        row = kit.told(self.client, environ["REQUEST_METHOD"], path_of(environ))
+        watch = WsgiWatch(row, start_response, kit.clock)
+        danger.begin()
+
+        def ask() -> Iterable[bytes]:
+            index = kit.pick_up(danger, self.client, row)
+            mortal = Mortal(kit, danger, index, partial(self._ask, fleet, index, row))
+            return wsgi_gateway(mortal)({**environ, ROW: row}, watch.start)
+
+        watch.begin(ask)
+        return Transfer(self.client, watch)
+
+    def _ask(
+        self,
+        fleet: AnyFleet,
+        index: int,
+        row: TraceRow | None,
+        environ: Environ,
+        start_response: StartResponse,
+    ) -> Iterable[bytes]:
         app = fleet.app(index)
         space = fleet.spaces[index]
         served = self.kit.begin(space, app, self.app, environ["REQUEST_METHOD"], environ.get("PATH_INFO", ""))
@@ -46,7 +83,7 @@ class WsgiDoor:
         try:
             return WsgiInside(space, app)(environ, started)
         finally:
-            self.kit.end(served)
+            self.kit.end(served, row)
             if self.kit.differ is not None and is_comparable(served):
                 self._compare(fleet, index, served, environ, self.kit.differ)
 
@@ -70,7 +107,7 @@ class AsgiDoor:
         self.open: list[Served] = []
         """Websockets that are open now."""
 
-        self._lifespans: dict[int, Lifespan] = {}
+        self._lifespans = Lifespans(kit)
 
     def of(self, client: object) -> AsgiDoor:
         """The same replicas, with the same lifespans, for another client."""
@@ -88,7 +125,46 @@ class AsgiDoor:
             await self._serve(fleet, scope, receive, send)
 
     async def _serve(self, fleet: AnyFleet, scope: Scope, receive: Receive, send: Send) -> None:
-        index = self.kit.pick(self.client)
+        if (danger := self.kit.turn.danger) is not None and on_asyncio():
+            await self._in_danger(danger, fleet, scope, receive, send)
+        else:
+            await self._ask(fleet, self.kit.pick(self.client), None, scope, receive, send)
+
+    async def _in_danger(
+        self, danger: Danger, fleet: AnyFleet, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        kit = self.kit
+        row = kit.told(self.client, scope.get("method", "WEBSOCKET"), scope["path"])
+        watch = Watch(row, receive, send, kit.clock)
+        danger.begin()
+
+        def pick() -> ASGIApp:
+            index = kit.pick_up(danger, self.client, row)
+            return asgi_gateway(Mortal(kit, danger, index, partial(self._revived, fleet, index, row)))
+
+        try:
+            await asked(watch, {**scope, ROW: row, WATCH: watch}, pick)
+        except ReplicaFault as error:
+            raise torn(self.client, error) from None
+        finally:
+            row.done_at = kit.clock()
+            self._lifespans.bury()
+
+    async def _revived(
+        self, fleet: AnyFleet, index: int, row: TraceRow, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        await self._lifespans.revive(fleet, index)
+        await self._ask(fleet, index, row, scope, receive, send)
+
+    async def _ask(
+        self,
+        fleet: AnyFleet,
+        index: int,
+        row: TraceRow | None,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
         app, space = fleet.app(index), fleet.spaces[index]
         if (lifespan := self._lifespans.get(index)) is not None:
             scope = {**scope, "state": lifespan.state.copy()}
@@ -114,7 +190,7 @@ class AsgiDoor:
         finally:
             if scope["type"] == "websocket":
                 self.open.remove(served)
-            self.kit.end(served)
+            self.kit.end(served, row)
         if self.kit.differ is not None and is_comparable(served):
             await self._compare(fleet, index, served, scope, self.kit.differ)
 
@@ -133,27 +209,21 @@ class AsgiDoor:
 
     async def _live(self, fleet: AnyFleet, scope: Scope, receive: Receive, send: Send) -> None:
         """The first replica talks to the client itself; the others start after it and stop before it."""
-        others = {
-            index: Lifespan(space.name, AsgiInside(space, fleet.app(index)))
-            for index, space in enumerate(fleet.spaces)
-            if index
-        }
+        for index in range(len(fleet.spaces)):
+            fleet.app(index)  # all are made before the first of them starts
 
-        async def asked() -> Message:
+        async def hears() -> Message:
             message = await receive()
             if message["type"] == "lifespan.shutdown":
-                self._lifespans.clear()
-                for other in others.values():
-                    await other.shutdown()
+                await self._lifespans.stop()
             return message
 
-        async def answered(message: Message) -> None:
+        async def answers(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
-                await started(scope, others.values())
-                self._lifespans.update(others)
+                await self._lifespans.start(fleet, scope)
             await send(message)
 
-        await AsgiInside(fleet.spaces[0], fleet.app(0))(scope, asked, answered)
+        await AsgiInside(fleet.spaces[0], fleet.app(0))(scope, hears, answers)
 
 
 class Managed:
@@ -170,18 +240,14 @@ class Managed:
         await self.door({**scope, "state": self.state}, receive, send)
 
 
-async def started(scope: Scope, lifespans: Iterable[Lifespan]) -> None:
-    """Start one after the other. When one fails, those before it are stopped again."""
-    running: list[Lifespan] = []
-    for lifespan in lifespans:
-        try:
-            await lifespan.startup(scope)
-        except BaseException:
-            for each in running:
-                await each.shutdown()
-            raise
-        running.append(lifespan)
-
-
 def in_turn(first: int, count: int) -> list[int]:
     return [(first + step) % count for step in range(count)]
+
+
+def on_asyncio() -> bool:
+    """Whether this is a loop of asyncio: what goes wrong is made of its tasks and timers."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

@@ -83,6 +83,11 @@ class Plan:
     def __init__(self) -> None:
         self.names: list[str] = []
 
+    @property
+    def over(self) -> bool:
+        """Whether it gets no further than the door, so that nothing else can go wrong with it."""
+        return self.refuse or self.crash
+
     def __str__(self) -> str:
         return ", ".join(self.names)
 
@@ -190,6 +195,7 @@ class Injection:
         method: str | None = None,
         rate: float = 1.0,
         times: int | None = None,
+        rng: Random | None = None,
     ) -> None:
         if not isinstance(fault, Fault):
             raise ConfigError(f"need a fault such as hang() or error(503), got {fault!r}")
@@ -201,6 +207,9 @@ class Injection:
         self.path = path
         self.method = method.upper() if method is not None else None
         self.rate = rate
+        self.rng = rng
+        """Its own dice; None: those of whoever decides."""
+
         self.left = times
         self.count = 0
         """How many requests it has hit."""
@@ -218,9 +227,10 @@ class Injection:
         self.stop()
 
     def hit(self, plan: Plan, method: str, path: str, now: float, rng: Random) -> None:
+        rng = self.rng or rng
         if not self._wants(method, path) or (self.rate < 1 and rng.random() >= self.rate):
             return
-        if not self.fault.apply(plan, path, now - self._began_at, rng):
+        if plan.over or not self.fault.apply(plan, path, now - self._began_at, rng):
             return
         plan.names.append(str(self.fault))
         self.count += 1

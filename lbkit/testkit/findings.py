@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-__all__ = ["Finding", "Oracle", "Report", "Row", "Verdict"]
+from lbkit.testkit import trace
+
+__all__ = ["Finding", "Oracle", "Report", "Row", "Struck", "Verdict"]
 
 
 class Oracle(Enum):
@@ -38,13 +42,20 @@ class Verdict(Enum):
     INSIDE = "looks into the memory of one process, which a request to another one has changed"
     ALONE = "fails without replicas, too"
     HARNESS = "undecided: fails with one isolated replica (it looks into the process, or minds the copies)"
+    FAULT = "passes with the same replicas and clients when none of them fails"
     PASSING = "undecided: passes over replicas in a fresh process (state that an earlier test left)"
     UNCONFIRMED = "not confirmed in fresh processes"
 
     @property
     def real(self) -> bool:
         """Whether this counts against the app."""
-        return self in (Verdict.CLIENT, Verdict.GLOBAL, Verdict.INSIDE, Verdict.UNCONFIRMED)
+        return self in (
+            Verdict.CLIENT,
+            Verdict.GLOBAL,
+            Verdict.INSIDE,
+            Verdict.FAULT,
+            Verdict.UNCONFIRMED,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +71,60 @@ class Row:
     """Seconds since the run began."""
 
     seconds: float
+    attempts: tuple[str, ...] = ()
+    """Who was asked, and what came of it, such as `web2 refused (kill)`; when something went wrong."""
+
+    @classmethod
+    def told(cls, test: str, row: trace.Row, *, now: float, origin: float) -> Row:
+        """What the trace has of a request: its instants are those of the clock that also says `now`."""
+        struck = row.retried or any(attempt.injected for attempt in row.attempts)
+        return cls(
+            test,
+            row.replica or "-",
+            row.method,
+            row.path,
+            row.status,
+            round(row.began_at - origin, 6),
+            round((row.last_byte_at or row.done_at or now) - row.began_at, 6),
+            tuple(map(str, row.attempts)) if struck else (),
+        )
 
     def __str__(self) -> str:
-        return f"{self.replica} {self.method} {self.path} {'-' if self.status is None else self.status}"
+        told = f"{self.replica} {self.method} {self.path} {'-' if self.status is None else self.status}"
+        return f"{told} [{', '.join(self.attempts)}]" if self.attempts else told
+
+
+@dataclass(slots=True, kw_only=True)
+class Struck:
+    """What was made to go wrong in a run, and what became of it."""
+
+    rates: dict[str, float]
+    seed: int
+    hits: dict[str, int] = field(default_factory=dict)
+    """How often each fault has struck."""
+
+    requests: int = 0
+    """How many requests were hit."""
+
+    elsewhere: int = 0
+    """How many of them another replica answered."""
+
+    lost: int = 0
+    """How many got no answer of a replica, or half of one."""
+
+    def count(self, hits: Mapping[str, int], rows: Iterable[trace.Row]) -> None:
+        """Add what has happened in a test."""
+        self.hits = dict(Counter(self.hits) + Counter(hits))
+        for row in rows:
+            self.requests += any(attempt.injected for attempt in row.attempts)
+            self.elsewhere += row.retried and not row.failed
+            self.lost += row.failed
+
+    def add(self, other: Struck) -> None:
+        self.hits = dict(Counter(self.hits) + Counter(other.hits))
+        self.requests += other.requests
+        self.elsewhere += other.elsewhere
+        self.lost += other.lost
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +149,12 @@ class Finding:
 
     state: tuple[str, ...] = ()
     """Of a failed test: the state that was written while it was served."""
+
+    faults: tuple[str, ...] = ()
+    """Of a failed test: what went wrong with its requests; of one that minds that, what it minds."""
+
+    again: str | None = None
+    """The command under which the same goes wrong again."""
 
     @property
     def key(self) -> str:
@@ -113,6 +181,8 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
+    struck: Struck | None = None
+    """None when nothing was made to go wrong."""
 
     def of(self, oracle: Oracle) -> list[Finding]:
         return [finding for finding in self.findings if finding.oracle is oracle]
@@ -125,6 +195,10 @@ class Report:
         self.spread += other.spread
         self.boot_seconds += other.boot_seconds
         self.rows += other.rows
+        if self.struck is not None and other.struck is not None:
+            self.struck.add(other.struck)
+        else:
+            self.struck = self.struck or other.struck
         self.notes += [note for note in other.notes if note not in self.notes]
         for finding in other.findings:
             self._add(finding)
@@ -143,7 +217,8 @@ class Report:
     def from_json(cls, text: str) -> Report:
         values: dict[str, Any] = json.loads(text)
         values["findings"] = [_finding(each) for each in values["findings"]]
-        values["rows"] = [Row(**each) for each in values["rows"]]
+        values["rows"] = [Row(**{**each, "attempts": tuple(each["attempts"])}) for each in values["rows"]]
+        values["struck"] = Struck(**values["struck"]) if values["struck"] else None
         return cls(**values)
 
 
@@ -156,7 +231,7 @@ def _plain(value: object) -> object:
 
 
 def _finding(values: dict[str, Any]) -> Finding:
-    for name in ("requests", "tests", "state"):
+    for name in ("requests", "tests", "state", "faults"):
         values[name] = tuple(values[name])
     values["verdict"] = Verdict[values["verdict"]] if values["verdict"] else None
     return Finding(**{**values, "oracle": Oracle(values["oracle"])})

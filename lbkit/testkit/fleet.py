@@ -38,6 +38,11 @@ class Clones:
         own = self._own()
         return own if index == 0 else remote(self.kit.nursery, self.spaces[index].name, own)
 
+    def kill(self, index: int) -> None:
+        """SIGKILL; the first one is the test process, which lives on."""
+        if index:
+            self.kit.nursery.kill(self.spaces[index].name)
+
     def twin(self, own: Any, space: Space) -> Any:  # noqa: ARG002
         return ABSENT
 
@@ -58,6 +63,11 @@ class Processes:
     def app(self, index: int) -> Any:
         own = self._own()
         return own if self.kit.turn.single else self.kit.interpreters.app(self.target, index, own)
+
+    def kill(self, index: int) -> None:
+        """SIGKILL; it is started again when it is asked again."""
+        if not self.kit.turn.single:
+            self.kit.interpreters.kill(self.target, index)
 
     def twin(self, own: Any, space: Space) -> Any:  # noqa: ARG002
         return ABSENT
@@ -93,6 +103,14 @@ class Fleet:
         if is_new:
             self.kit.booted(self, self.kit.spaces[index], self._twins[index])
         return self._twins[index]
+
+    def kill(self, index: int) -> Any:
+        """Forget the app of a replica, and return it. The test's own one cannot be made anew."""
+        if not index:
+            return None
+        app, self._twins[index] = self._twins[index], None
+        self.brought[index] = Brought()
+        return app
 
     def twin(self, own: Any, space: Space) -> Any:
         """What a replica has for the app or one of its parts, if that is what it is asked for."""

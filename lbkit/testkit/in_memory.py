@@ -50,6 +50,11 @@ class InMemory(Watcher):
         """A replica's app is being made, or asked."""
         self._serves[space] = self._numbers.get(own, 0)
 
+    def died(self, space: Space) -> None:
+        """It finds the databases of the app again: they were not in its memory."""
+        for key in [key for key in self._counts if key[1] == space.name]:
+            del self._counts[key]
+
     def before(self, served: Served) -> None:
         self.making(served.own, served.space)
 

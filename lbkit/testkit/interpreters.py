@@ -31,6 +31,7 @@ class Interpreters:
         self._private = tuple(private)
         self._watch = watch
         self._running: dict[str, list[ProcessReplica]] = {}
+        self._killed: set[tuple[str, int]] = set()
 
     def start(self, target: str) -> None:
         """Start those of a target, unless they run. Raises StartupError."""
@@ -44,6 +45,9 @@ class Interpreters:
         """What asks one of them, as the same kind of app that the test process has."""
         self.start(target)
         replica = self._running[target][index]
+        if (target, index) in self._killed:
+            self._killed.discard((target, index))
+            replica.app.start()
         if interface_of(own) is Interface.WSGI:
             return ElsewhereWsgi(replica)
         return ElsewhereAsgi(replica.child.address)
@@ -55,11 +59,20 @@ class Interpreters:
                 if name in (None, each.name):
                     yield from ((each.name, said) for said in each.child.heard())
 
+    def kill(self, target: str, index: int) -> None:
+        """SIGKILL one; it is started anew when it is asked again."""
+        if target in self._running:
+            replica = self._running[target][index]
+            replica.child.kill()
+            replica.app.close()  # its idle connections
+            self._killed.add((target, index))
+
     def close(self) -> None:
         for started in self._running.values():
             for each in started:
                 each.close()
         self._running.clear()
+        self._killed.clear()
 
 
 class ElsewhereWsgi:

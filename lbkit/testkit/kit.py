@@ -6,19 +6,25 @@ is running, and what it has found out is a `Report`.
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import random
 import time
 import zlib
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from lbkit.errors import ConfigError, LbkitError, StartupError
+from lbkit.errors import ConfigError, LbkitError, ReplicaReset, StartupError
+from lbkit.testkit.backend import Ongoing
 from lbkit.testkit.bringing import Touched
 from lbkit.testkit.clone import Nursery, need_fork
+from lbkit.testkit.danger import Danger
 from lbkit.testkit.doors import AsgiDoor, Managed, WsgiDoor
-from lbkit.testkit.findings import Report, Row
+from lbkit.testkit.faults import Fault
+from lbkit.testkit.findings import Report, Row, Struck
 from lbkit.testkit.first_party import FirstParty
 from lbkit.testkit.fleet import AnyFleet, Clones, Fleet, Processes
 from lbkit.testkit.interpreters import Interpreters
@@ -26,7 +32,8 @@ from lbkit.testkit.mirror import ABSENT, Mirror
 from lbkit.testkit.patches import Patches
 from lbkit.testkit.recipes import NoRecipe, Recipe, Recipes
 from lbkit.testkit.settings import Settings, told
-from lbkit.testkit.spaces import SWITCH, Space, current
+from lbkit.testkit.spaces import SWITCH, Space, current, quiet
+from lbkit.testkit.trace import Row as TraceRow
 from lbkit.testkit.turn import Served, Turn, Watcher
 
 if TYPE_CHECKING:
@@ -35,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["Kit"]
 
 MOST_ROWS = 20_000
+MOST_DEAD = 1000
 
 
 def is_spread(app: Any) -> bool:
@@ -66,6 +74,16 @@ class Kit:
         self.differ: DifferentialGet | None = None
         """Compares the replicas' answers, when that is asked for."""
 
+        self.lives: list[int] = []
+        """How often each replica was killed."""
+
+        self.dead: list[Any] = []
+        """Modules and apps of the dead. A process that is killed warns of nothing that it has left open."""
+
+        self.inside: defaultdict[int, set[Ongoing]] = defaultdict(set)
+        """Requests that a replica's death would cut, while something may go wrong."""
+
+        self.abandoned: set[asyncio.Task[None]] = set()
         self.interpreters = Interpreters(settings.replicas, private=settings.private, watch=settings.watch)
         self.nursery = Nursery(())
         self._fleets: dict[tuple[int, str], AnyFleet | None] = {}
@@ -89,6 +107,7 @@ class Kit:
             space, apart = (Space(name, self.first_party, own=own) for own in (number == 0, True))
             self.spaces.append(space)
             self.apart.append(apart)
+            self.lives.append(0)
             self.forked.append(apart if number else space)
             if number:
                 self.mirror.add(space)
@@ -113,6 +132,7 @@ class Kit:
         allow: tuple[str, ...] = (),
         replicas: int = 0,
         isolation: str = "",
+        faults: Iterable[Fault] = (),
     ) -> None:
         """The round robin's start comes from the test's name: the same in each run, in any order."""
         number = zlib.crc32(test.encode()) + self.settings.seed
@@ -126,14 +146,54 @@ class Kit:
             allow=allow,
             chance=random.Random(number),  # noqa: S311 - it picks replicas, not secrets
         )
+        self._endanger(faults)
         if self.settings.fresh == "test":
             self._renew()
         self.mirror.watch()
 
+    def _endanger(self, faults: Iterable[Fault]) -> None:
+        """Chaos is not for a test that is asked of one replica only; faults that it asks for are."""
+        settings, turn = self.settings, self.turn
+        rates = {} if turn.single else settings.chaos
+        if settings.calm or not (rates or faults):
+            return
+        turn.danger = Danger(
+            turn.test,
+            replicas=1 if turn.single else self.count,
+            rates=rates,
+            seed=settings.seed,
+            faults=faults,
+            now=self.clock(),
+        )
+        self.nursery.mortal = True
+        self.report.struck = self.report.struck or Struck(rates=dict(settings.chaos), seed=settings.seed)
+
+    def kill(self, index: int) -> None:
+        """A replica is gone with its memory, and is made anew when it is asked again.
+
+        The first one of this process is the app that the test holds: it goes away, but nobody can renew it.
+        """
+        self.lives[index] += 1
+        for call in list(self.inside[index]):
+            call.kill(ReplicaReset(f"replica {self.spaces[index].name} was killed"))
+        self.dead += [fleet.kill(index) for fleet in self._fleets.values() if fleet is not None]
+        if index:
+            self._bury(self.spaces[index])
+
+    def _bury(self, space: Space) -> None:
+        self.mirror.forget(space)
+        self.dead += space.clear()
+        if len(self.dead) > MOST_DEAD:
+            with quiet():
+                self.dead.clear()
+                gc.collect()
+        for watcher in self.watchers:
+            watcher.died(space)
+
     def _renew(self) -> None:
         """Throw away the copies: no test finds what an earlier one has left in a replica."""
         for space in self.spaces[1:]:
-            space.modules.clear()
+            self._bury(space)
         self.interpreters.close()
         self._fleets.clear()
         self._made.clear()
@@ -146,7 +206,9 @@ class Kit:
             watcher.over(turn)
         self.report.tests += 1
         self.report.spread += len(turn.reached) > 1
-        self.report.rows += turn.rows[: max(0, MOST_ROWS - len(self.report.rows))]
+        self.report.rows += self.rows(turn)[: max(0, MOST_ROWS - len(self.report.rows))]
+        if turn.danger is not None and self.report.struck is not None:
+            self.report.struck.count(turn.danger.hits, turn.trace)
 
     def door(self, app: Any, client: object, *, wsgi: bool) -> Any:
         """What a client calls in place of an app."""
@@ -183,6 +245,23 @@ class Kit:
             self._bound[client] = index
         return index
 
+    def pick_up(self, danger: Danger, client: object, row: TraceRow) -> int:
+        """The same in danger: a replica that is up and, best, has not failed this request."""
+        first = self.pick(client)
+        up = list(danger.up(first))
+        if self.turn.policy == "sticky" and first not in up:
+            self._bound[client] = up[0]
+        return next(iter(self.left(row, up)), up[0])
+
+    def left(self, row: TraceRow, up: Iterable[int]) -> list[int]:
+        """Those of them that were not asked by this request."""
+        names = {attempt.replica for attempt in row.attempts}
+        return [index for index in up if self.spaces[index].name not in names]
+
+    def told(self, client: object, method: str, path: str) -> TraceRow:
+        """The row of a request that has come while something may go wrong."""
+        return self.turn.trace.begin(self.clock(), client=type(client).__name__, method=method, path=path)
+
     def begin(self, space: Space, app: Any, own: Any, method: str, path: str) -> Served:
         served = Served(space, app, own, method, path, self.turn, self.clock())
         served.turn.reached.add(space.name)
@@ -196,9 +275,17 @@ class Kit:
         for watcher in self.watchers:
             watcher.during(served)
 
-    def end(self, served: Served) -> None:
+    def end(self, served: Served, row: TraceRow | None = None) -> None:
+        """The app's call is over. `row`: of the trace, which tells more of the request than we know here."""
+        if row is None:
+            served.turn.rows.append(self._row(served))
+        self._listen(served.turn, served.space.name)
+        for watcher in self.watchers:
+            watcher.after(served)
+
+    def _row(self, served: Served) -> Row:
         now = self.clock()
-        row = Row(
+        return Row(
             served.turn.test,
             served.space.name,
             served.method,
@@ -207,10 +294,11 @@ class Kit:
             round(served.began_at - self.began_at, 6),
             round(now - served.began_at, 6),
         )
-        served.turn.rows.append(row)
-        self._listen(served.turn, served.space.name)
-        for watcher in self.watchers:
-            watcher.after(served)
+
+    def rows(self, turn: Turn) -> list[Row]:
+        """The requests of a test so far."""
+        told = [Row.told(turn.test, row, now=self.clock(), origin=self.began_at) for row in turn.trace]
+        return sorted([*turn.rows, *told], key=lambda row: row.at) if told else turn.rows
 
     def _listen(self, turn: Turn, replica: str | None = None) -> None:
         """Tell the watchers what interpreters have said: they watch themselves."""

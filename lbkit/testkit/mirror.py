@@ -93,6 +93,11 @@ class Mirror:
         for space in self.spaces:
             space.on_load.remove(self._loaded)
 
+    def forget(self, space: Space) -> None:
+        """Its copies are gone: new ones have their own values, and get the test's when they are imported."""
+        for slot in self._slots.values():
+            slot.twins.pop(space, None)
+
     def refresh(self) -> None:
         """Forget copies of modules that a test has thrown out of `sys.modules` and imported again."""
         own = SWITCH.own_modules(self.first_party)

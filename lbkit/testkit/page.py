@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from lbkit.testkit.findings import Finding, Oracle, Report, Row
+from lbkit.testkit.terminal import became, chaos, verdict
 
 __all__ = ["render"]
 
@@ -106,6 +107,8 @@ def _header(report: Report, headline: str) -> Iterator[str]:
     tone = "bad" if any(_is_real(finding) for finding in report.findings) else "good"
     apps = ", ".join(report.apps) or "no app"
     how = f"{report.isolation} isolation, {report.policy.replace('_', ' ')}"
+    if report.struck is not None and report.struck.rates:
+        how += f", {chaos(report.struck)}"
     yield f'<header><h1 class="{tone}">{escape(headline)}</h1>'
     yield f'<p class="soft">{report.replicas} &times; <code>{escape(apps)}</code>, {escape(how)}</p></header>'
     counts = Counter(row.replica for row in report.rows)
@@ -115,7 +118,10 @@ def _header(report: Report, headline: str) -> Iterator[str]:
     yield f'<div><b>{report.spread}</b><span class="soft">reached two replicas or more</span></div>'
     yield f'<div><b>{len(report.rows)}</b><span class="soft">requests: {escape(spread)}</span></div>'
     boot = f"{report.boot_seconds * 1000:.0f} ms"
-    yield f'<div><b>{boot}</b><span class="soft">to start the replicas</span></div></div>'
+    yield f'<div><b>{boot}</b><span class="soft">to start the replicas</span></div>'
+    if (struck := report.struck) is not None:
+        yield f'<div><b>{struck.requests}</b><span class="soft">{escape(became(struck))}</span></div>'
+    yield "</div>"
 
 
 def _is_real(finding: Finding) -> bool:
@@ -131,11 +137,14 @@ def _tests(report: Report) -> Iterator[str]:
         yield f'<section class="card{" real" if _is_real(finding) else ""}"><h3>{escape(finding.what)}</h3>'
         if finding.verdict is not None:
             tone = "bad" if finding.verdict.real else "warn"
-            yield f'<p class="verdict {tone}">{escape(finding.verdict.value)}</p>'
+            yield f'<p class="verdict {tone}">{escape(verdict(finding))}</p>'
         yield from _lanes(rows)
         for state in finding.state:
             yield f'<p><span class="soft">wrote</span> <code>{escape(state)}</code></p>'
-        yield f"{_remedy(finding)}</section>"
+        yield _remedy(finding)
+        if finding.again is not None:
+            yield f'<p><span class="soft">again:</span> <code>{escape(finding.again)}</code></p>'
+        yield "</section>"
 
 
 def _lanes(rows: Sequence[Row]) -> Iterator[str]:
@@ -156,7 +165,13 @@ def _pill(row: Row) -> str:
     status = "-" if row.status is None else str(row.status)
     text = f"{row.method} {row.path}"
     short = text if len(text) <= 34 else f"{text[:33]}…"
-    return f'<span class="pill {_tone(row)}" title="{escape(text)}">{escape(short)} {status}</span>'
+    pill = f'<span class="pill {_tone(row)}" title="{escape(text)}">{escape(short)} {status}</span>'
+    return pill + _attempts(row)
+
+
+def _attempts(row: Row) -> str:
+    """Who was asked, when something went wrong."""
+    return f'<br><span class="soft">{escape(", ".join(row.attempts))}</span>' if row.attempts else ""
 
 
 def _tone(row: Row) -> str:
@@ -222,7 +237,7 @@ def _listed(rows: Sequence[Row]) -> Iterator[str]:
         status = "-" if row.status is None else row.status
         yield (
             f"<tr><td>{row.at:.3f} s<td>{escape(row.replica)}"
-            f'<td class="wide"><code>{escape(f"{row.method} {row.path}")}</code>'
+            f'<td class="wide"><code>{escape(f"{row.method} {row.path}")}</code>{_attempts(row)}'
             f'<td class="{_tone(row)}">{status}<td>{row.seconds * 1000:.1f}'
             f'<td class="wide soft">{escape(row.test)}</tr>'
         )

@@ -56,6 +56,12 @@ def pytest_addoption(parser: Parser) -> None:
         metavar="PKG[,PKG]",
         help="top-level packages of which each replica gets a copy (default: those that are not installed)",
     )
+    group.addoption(
+        "--replica-chaos",
+        metavar="KIND=RATE[,..]",
+        help="let requests go wrong at random, as --replica-seed says: kill=.05,slow=.1; also hang, error, "
+        "refuse, reset, drip. none: not even the faults that markers ask for",
+    )
     group.addoption("--replica-watch", dest="replica_watch", action="store_true", default=True)
     group.addoption(
         "--no-replica-watch", dest="replica_watch", action="store_false", help="do not look at memory"
@@ -88,3 +94,5 @@ def pytest_configure(config: pytest.Config) -> None:
         from lbkit.testkit.run import start
 
         start(config)
+    elif (chaos := config.getoption("replica_chaos")) is not None:
+        raise pytest.UsageError(f"need --replicas N, got --replica-chaos {chaos!r} without it")

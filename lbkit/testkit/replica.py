@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from lbkit.asgi.lifespan import Lifespan
 from lbkit.asgi.replica import as_asgi
@@ -27,6 +27,7 @@ from lbkit.balancer import Mode
 from lbkit.children import Child
 from lbkit.errors import ConfigError, ReplicaRefused, ReplicaReset, StartupError
 from lbkit.testkit.asgi import Upstream
+from lbkit.testkit.backend import Ongoing
 from lbkit.testkit.breakable import Breakable
 from lbkit.testkit.faults import Faults, Plan
 from lbkit.testkit.hop import Hop
@@ -34,6 +35,7 @@ from lbkit.testkit.isolation import ModuleReplica
 from lbkit.testkit.origin import Made, Origin
 from lbkit.testkit.partition import Partition, Place
 from lbkit.testkit.portal import Portal
+from lbkit.testkit.server_profile import ServerProfile
 from lbkit.testkit.spaces import Space
 from lbkit.testkit.trace import Attempt, Row
 from lbkit.testkit.watching import MemoryWatch
@@ -53,15 +55,6 @@ LAST_WORDS = 30.0
 
 LOOK = 0.002
 """Seconds between two looks at whether it has."""
-
-
-class Ongoing(Protocol):
-    """A request that is inside."""
-
-    told: bool
-    """Whether its client learns at once that the connection is lost: a thread that is blocked cannot."""
-
-    def kill(self, error: OSError) -> None: ...
 
 
 class ClusterReplica(Breakable):
@@ -118,6 +111,10 @@ class ClusterReplica(Breakable):
         return self.cluster.timeout
 
     @property
+    def server_profile(self) -> ServerProfile:
+        return self.cluster.server_profile
+
+    @property
     def listens(self) -> bool:
         return self.state in ("up", "draining")
 
@@ -151,6 +148,9 @@ class ClusterReplica(Breakable):
         attempt.ended_at = self.clock()
         self.cluster.refused_by(self.name)
         return ReplicaRefused(f"replica {self.name} refused the connection: it is {self.state}")
+
+    def may_retry(self, row: Row, *, repeatable: bool) -> bool:
+        return self.cluster.may_retry(row, repeatable=repeatable)
 
     def enter(self, call: Ongoing) -> None:
         self._calls.add(call)

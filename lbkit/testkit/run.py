@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,9 @@ import pytest
 
 from lbkit.errors import ConfigError
 from lbkit.testkit.annotations import github_lines, junit_properties
+from lbkit.testkit.chaos import rates_of, told
+from lbkit.testkit.classify import CALM, classified
+from lbkit.testkit.faults import Fault
 from lbkit.testkit.findings import Finding, Oracle, Report, Verdict
 from lbkit.testkit.following import follow_mock, follow_monkeypatch, follow_reload
 from lbkit.testkit.frameworks import put_under
@@ -26,13 +29,14 @@ from lbkit.testkit.oracles.state import remedy as state_remedy
 from lbkit.testkit.page import render
 from lbkit.testkit.settings import ISOLATIONS, Settings
 from lbkit.testkit.terminal import headline, lines
-from lbkit.testkit.verdicts import Rerun, kept, program, verdict
 
 __all__ = ["Controller", "Run", "start"]
 
 WORKER_KEY = "lbkit_report"
 REMEDY = "keep that state where all replicas see it, or keep clients where they are (sticky)"
 LAST = 6
+ROWS = 20
+"""Of the trace, in the report of a test that failed."""
 
 
 def start(config: pytest.Config) -> None:
@@ -46,6 +50,7 @@ def start(config: pytest.Config) -> None:
 
 
 def settings_of(config: pytest.Config) -> Settings:
+    chaos = config.getoption("replica_chaos")
     private = [name for names in config.getoption("replica_private") for name in names.split(",") if name]
     return Settings(
         replicas=config.getoption("replicas"),
@@ -59,6 +64,8 @@ def settings_of(config: pytest.Config) -> Settings:
         differ=config.getoption("replica_diff"),
         fresh=config.getoption("replica_fresh"),
         receive_timeout=float(config.getini("replicas_receive_timeout")),
+        chaos=rates_of(chaos) if chaos not in (None, CALM) else {},
+        calm=chaos == CALM,
     )
 
 
@@ -79,11 +86,13 @@ class Reporter:
 
     def pytest_report_header(self) -> str:
         policy = self.settings.policy.replace("_", " ")
-        return f"replicas: {self.settings.replicas}, {self.settings.isolation} isolation, {policy}"
+        chaos = self.settings.chaos
+        wrong = f", chaos {told(chaos)} (seed {self.settings.seed})" if chaos else ""
+        return f"replicas: {self.settings.replicas}, {self.settings.isolation} isolation, {policy}{wrong}"
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         if self.config.getoption("replica_classify") == "yes":
-            self.classify()
+            self.report.findings = classified(self.config, self.settings, self.report)
         terminalreporter.section(headline(self.report))
         for line in lines(self.report):
             terminalreporter.write_line(line)
@@ -103,43 +112,6 @@ class Reporter:
             if type(plugin).__name__ == "LogXML":
                 for name, value in junit_properties(self.report).items():
                     plugin.add_global_property(name, value)
-
-    def classify(self) -> None:
-        """Run what failed again, in fresh processes."""
-        failed = [
-            each.what for each in self.report.of(Oracle.ASSERTION) if each.verdict is Verdict.UNCONFIRMED
-        ]
-        if not failed:
-            return
-        here = {test: self._from_here(test) for test in failed}
-        outcomes = self._rerun().outcomes(list(here.values()))
-        self.report.findings = [
-            replace(each, verdict=verdict(each.what, outcomes, state=bool(each.state)))
-            if each.verdict is Verdict.UNCONFIRMED
-            else each
-            for each in self.report.findings
-        ]
-
-    def _rerun(self) -> Rerun:
-        params = self.config.invocation_params
-        options = list(kept(params.args, self.config.option.file_or_dir))
-        if self.config.pluginmanager.hasplugin("xdist"):
-            options.append("-n0")
-        if self.config.pluginmanager.hasplugin("_cov"):
-            options.append("--no-cov")
-        if self.config.pluginmanager.hasplugin("randomly"):
-            options += ["-p", "no:randomly"]
-        return Rerun(
-            program=program(),
-            options=tuple(options),
-            folder=Path(params.dir),
-            replicas=self.settings.replicas,
-        )
-
-    def _from_here(self, test: str) -> str:
-        """A test's id, which is told from the root, for the folder in which pytest was started."""
-        path, colons, rest = test.partition("::")
-        return os.path.relpath(self.config.rootpath / path, self.config.invocation_params.dir) + colons + rest
 
 
 class Run(Reporter):
@@ -184,15 +156,24 @@ class Run(Reporter):
     def pytest_pycollect_makemodule(self, module_path: Path) -> None:
         self.kit.first_party.exclude(os.path.relpath(module_path, self.config.rootpath))
 
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Show what went wrong with a test that failed."""
+        report = yield
+        if report.failed and self.kit.turn.trace:
+            report.sections.append(("lbkit trace", self.kit.turn.trace.table(last=ROWS)))
+        return report
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed and report.nodeid not in self.failed:
-            rows = self.kit.turn.rows[-LAST:]
+            rows = self.kit.rows(self.kit.turn)[-LAST:]
             self.failed[report.nodeid] = Finding(
                 oracle=Oracle.ASSERTION,
                 what=report.nodeid,
                 requests=tuple(map(str, rows)),
                 tests=(report.nodeid,),
                 state=tuple(self.state.written_in(report.nodeid)) if self.state else (),
+                faults=tuple(self.kit.turn.danger.hits) if self.kit.turn.danger else (),
                 remedy=REMEDY,
                 verdict=Verdict.HARNESS if self._is_blind(report.nodeid) else Verdict.UNCONFIRMED,
             )
@@ -250,7 +231,13 @@ def asked(item: pytest.Item) -> dict[str, Any]:
         "isolation": how.get("isolation", ""),
         "replicas": (replicas.args[0] if replicas and replicas.args else 0),
         "allow": tuple(allow),
+        "faults": () if has_cluster(item) else tuple(how.get("faults", ())),
     }
+
+
+def has_cluster(item: pytest.Item) -> bool:
+    """Whether the faults of its marker are its own cluster's."""
+    return "cluster" in getattr(item, "fixturenames", ())
 
 
 def check(item: pytest.Item) -> None:
@@ -264,8 +251,8 @@ def check(item: pytest.Item) -> None:
     if isolation not in ISOLATIONS:
         known = ", ".join(ISOLATIONS)
         raise pytest.UsageError(f"{item.nodeid}: need an isolation of {known}, got {isolation!r}")
-    if "faults" in marker.kwargs and "cluster" not in getattr(item, "fixturenames", ()):
+    wrong = [fault for fault in marker.kwargs.get("faults", ()) if not isinstance(fault, Fault)]
+    if wrong:
         raise pytest.UsageError(
-            f"{item.nodeid}: replicas(faults=...) is for tests with the fixture cluster: "
-            "--replicas itself injects none"
+            f"{item.nodeid}: need faults such as hang() or error(503), got replicas(faults={wrong!r})"
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from lbkit.errors import ConfigError
 from lbkit.testkit.clone import need_fork
@@ -31,6 +32,11 @@ class Settings:
     differ: bool = False
     fresh: str = "session"
     receive_timeout: float = 2.0
+    chaos: Mapping[str, float] = field(default_factory=dict)
+    """For each kind of fault the share of the requests that it hits."""
+
+    calm: bool = False
+    """Nothing goes wrong, whatever the markers say."""
 
     def __post_init__(self) -> None:
         if self.replicas < 1:
@@ -41,6 +47,8 @@ class Settings:
             need_fork()
         if self.app is not None:
             told(self.app)
+        if self.chaos and self.isolation == "none":
+            raise ConfigError("need replicas to hit, got --replica-chaos with --replica-isolation none")
         if self.policy not in POLICIES:
             raise ConfigError(f"need a policy of {', '.join(POLICIES)}, got {self.policy!r}")
 

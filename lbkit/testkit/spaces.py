@@ -76,6 +76,14 @@ class Space:
         """Drop a module, so that the next import makes it anew."""
         self.modules.pop(name, None)
 
+    def clear(self) -> list[ModuleType]:
+        """Drop them all: this replica is dead, and the next import begins its next life."""
+        with SWITCH.showing(None):
+            SWITCH.forget(self)
+            dropped = list(self.modules.values())
+            self.modules.clear()
+            return dropped
+
     def _import(self, name: str) -> ModuleType:
         with Visit(self), quiet():
             try:
@@ -150,6 +158,11 @@ class Switch:
     def space_of(self, namespace: dict[str, Any]) -> Space | None:
         """Whose copy of a module has this namespace."""
         return self._by_globals.get(id(namespace))
+
+    def forget(self, space: Space) -> None:
+        """The namespaces of a space are no more: others may get their ids."""
+        for module in space.modules.values():
+            self._by_globals.pop(id(module.__dict__), None)
 
     def _put_in_place(self, space: Space) -> None:
         modules = sys.modules

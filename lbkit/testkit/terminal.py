@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lbkit.testkit.findings import Finding, Oracle, Report
+from lbkit.testkit.chaos import told
+from lbkit.testkit.findings import Finding, Oracle, Report, Struck, Verdict
+from lbkit.testkit.verdicts import NEEDS
 
-__all__ = ["headline", "lines"]
+__all__ = ["became", "chaos", "headline", "lines", "verdict"]
 
 TITLES = {
     Oracle.STATE: "memory that a request changed, and that other replicas do not see:",
@@ -21,13 +23,20 @@ FEW = 3
 def headline(report: Report) -> str:
     """One line: how many tests depend on which replica answers."""
     real = [finding for finding in report.of(Oracle.ASSERTION) if finding.verdict and finding.verdict.real]
-    if real:
-        return f"{len(real)} of {report.tests} tests depend on which replica answers"
+    struck = sum(finding.verdict is Verdict.FAULT for finding in real)
+    if len(real) > struck:
+        return f"{len(real) - struck} of {report.tests} tests depend on which replica answers{more(struck)}"
+    if struck:
+        return f"{struck} of {report.tests} tests need replicas that do not fail"
     others = sum(len(report.of(oracle)) for oracle in TITLES)
     if others:
         return f"no test depends on which replica answers, but {others} {plural('thing', others)} would"
     touched = "1 test touches" if report.tests == 1 else f"{report.tests} tests touch"
     return f"nothing that {touched} depends on which replica answers"
+
+
+def more(struck: int) -> str:
+    return f", {struck} more need replicas that do not fail" if struck else ""
 
 
 def lines(report: Report) -> Iterator[str]:
@@ -59,11 +68,21 @@ def of_test(finding: Finding) -> Iterator[str]:
     yield finding.what
     yield f"    {' → '.join(finding.requests)}"
     if finding.verdict is not None:
-        yield f"    {finding.verdict.value}"
+        yield f"    {verdict(finding)}"
     for state in finding.state:
         yield f"    state: {state}"
     if finding.verdict is not None and finding.verdict.real:
         yield f"    fix: {finding.remedy}"
+    if finding.again is not None:
+        yield f"    again: {finding.again}"
+
+
+def verdict(finding: Finding) -> str:
+    """In a line; one that minds faults says which."""
+    if finding.verdict is Verdict.FAULT:
+        needs = " and ".join(NEEDS.get(fault, f"no {fault}") for fault in finding.faults)
+        return f"needs {needs}: {finding.verdict.value}"
+    return finding.verdict.value if finding.verdict is not None else ""
 
 
 def of_thing(finding: Finding) -> Iterator[str]:
@@ -77,9 +96,27 @@ def of_thing(finding: Finding) -> Iterator[str]:
 
 def coverage(report: Report) -> Iterator[str]:
     yield f"{report.spread} of {report.tests} tests reached two replicas or more"
+    if report.struck is not None:
+        yield wrong(report.struck)
     for name, how in list(report.apps.items())[:MANY]:
         if how not in ("module", "clone", "process"):
             yield f"    {name}: {how}"
+
+
+def wrong(struck: Struck) -> str:
+    """What was made to go wrong, in a line."""
+    count = f"{struck.requests} {plural('request', struck.requests)}"
+    return f"{chaos(struck) or 'faults'}: {count} {became(struck)}"
+
+
+def chaos(struck: Struck) -> str:
+    """As it was asked for."""
+    return f"chaos {told(struck.rates)} (seed {struck.seed})" if struck.rates else ""
+
+
+def became(struck: Struck) -> str:
+    hits = ", ".join(f"{fault} {times}" for fault, times in struck.hits.items()) or "by nothing"
+    return f"hit ({hits}); {struck.elsewhere} answered by another replica, {struck.lost} by none"
 
 
 def plural(word: str, count: int) -> str:

@@ -108,6 +108,16 @@ class Row:
         return not self.disconnected and (not self.complete or self.status is None or self.status >= 500)
 
     @property
+    def retried(self) -> bool:
+        """More than one replica was asked."""
+        return len(self.attempts) > 1
+
+    @property
+    def failed(self) -> bool:
+        """The last replica that was asked has given no answer, or half of one."""
+        return bool(self.attempts) and self.attempts[-1].fault in ("refused", "reset", "timeout")
+
+    @property
     def open(self) -> bool:
         """Nobody knows yet how it ends."""
         return self.done_at is None

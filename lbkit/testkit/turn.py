@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lbkit.testkit.danger import Danger
 from lbkit.testkit.findings import Report, Row
 from lbkit.testkit.spaces import Space
+from lbkit.testkit.trace import Trace
 
 if TYPE_CHECKING:
     from lbkit.testkit.fleet import Fleet
@@ -35,6 +37,12 @@ class Turn:
 
     reached: set[str] = field(default_factory=set)
     rows: list[Row] = field(default_factory=list)
+    danger: Danger | None = None
+    """What may go wrong with its requests; None: nothing."""
+
+    trace: Trace = field(default_factory=Trace)
+    """Its requests while something may go wrong; else they are in `rows`."""
+
     chance: random.Random = field(default_factory=random.Random)
 
 
@@ -78,6 +86,8 @@ class Watcher:
     def making(self, own: Any, space: Space, /) -> None: ...
 
     def booted(self, fleet: Fleet, space: Space, app: Any, /) -> None: ...
+
+    def died(self, space: Space, /) -> None: ...
 
     def heard(self, replica: str, said: Said, turn: Turn, /) -> None: ...
 

@@ -11,23 +11,52 @@ passes     passes          passes          -               PASSING: undecided
 passes     passes          fails           passes          CLIENT: state per client, in one process
 passes     passes          fails           fails           GLOBAL: state of all, in one process
 =========  ==============  ==============  ==============  ==========================================
+
+Nothing goes wrong in these trials. A test that was hit by faults is also run with the run's own policy, once
+calm and once with the same faults: if it passes calm and fails struck, it is a FAULT, whatever else. One that
+several kinds of fault have hit is run with each kind alone, to tell which it minds.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lbkit.testkit.findings import Verdict
 from lbkit.testkit.outcomes import VARIABLE
 
-__all__ = ["Rerun", "kept", "verdict"]
+__all__ = ["CALM", "NEEDS", "REMEDIES", "Rerun", "kept", "minded", "program", "verdict"]
+
+CALM = "none"
+"""What `--replica-chaos` is given so that nothing goes wrong."""
+
+NEEDS = {
+    "kill": "a replica that does not die",
+    "hang": "a replica that answers",
+    "slow": "a replica that is not slow",
+    "error": "a replica that gives no 500",
+    "refuse": "a replica that takes each connection",
+    "reset": "a replica whose connections do not break",
+    "drip": "a replica whose answers come at once",
+}
+FAILED = "a client has to take 5xx for an answer: repeat what may be repeated, give up the rest"
+REMEDIES = {
+    "kill": "keep what must outlive a replica out of its memory: in Redis, a database, a signed cookie",
+    "slow": "give it more time, or do not count it",
+    "drip": "give it more time, or do not count it",
+    "error": FAILED,
+    "hang": FAILED,
+    "refuse": FAILED,
+    "reset": FAILED,
+}
 
 DROPPED = {
     # option: how many arguments follow it
@@ -36,6 +65,7 @@ DROPPED = {
     "--replica-report": 1,
     "--replica-classify": 1,
     "--replica-diff": 0,
+    "--replica-chaos": 1,
     "-n": 1,
     "--numprocesses": 1,
     "--dist": 1,
@@ -70,6 +100,24 @@ class Rerun:
     options: tuple[str, ...]
     folder: Path
     replicas: int
+    steady: tuple[str, ...] = ()
+    """More options, for plugins that would run the tests in other processes or in another order."""
+
+    policy: str = "round_robin"
+    chaos: str = ""
+    """As it was asked for."""
+
+    struck: bool = False
+    """Whether something was made to go wrong with one of the tests."""
+
+    alone: tuple[str, ...] = ()
+    """Parts of the chaos to be tried each by itself."""
+
+    def command(self, test: str) -> str:
+        """What a person types to have it all go wrong again."""
+        options = [f"--replicas={self.replicas}", f"--replica-policy={self.policy}"]
+        chaos = [f"--replica-chaos={self.chaos}"] if self.chaos else []
+        return shlex.join(["pytest", test, *self.options, *options, *chaos])
 
     def outcomes(self, tests: Sequence[str]) -> dict[str, dict[str, bool]]:
         """For each trial, which of the tests passed in it. A test that did not run is not in there."""
@@ -78,6 +126,7 @@ class Rerun:
             "one": self._over(2, "one"),
             "again": self._over(self.replicas, "round_robin"),
             "sticky": self._over(self.replicas, "sticky"),
+            **(self._in_danger() if self.struck else {}),
         }
         with tempfile.TemporaryDirectory(prefix="lbkit-") as folder:
             files = {name: Path(folder, name) for name in trials}
@@ -86,7 +135,12 @@ class Rerun:
                 finish(process)
             return {name: passed(file) for name, file in files.items()}
 
-    def _over(self, replicas: int, policy: str) -> list[str]:
+    def _in_danger(self) -> dict[str, list[str]]:
+        over = partial(self._over, self.replicas, self.policy)
+        alone = {part.partition("=")[0]: over(chaos=part) for part in self.alone}
+        return {"calm": over(), "struck": over(chaos=self.chaos), **alone}
+
+    def _over(self, replicas: int, policy: str, *, chaos: str = CALM) -> list[str]:
         return [
             "-p",
             "lbkit.testkit.outcomes",
@@ -94,11 +148,12 @@ class Rerun:
             f"--replica-policy={policy}",
             "--replica-classify=no",
             "--no-replica-watch",
+            *([f"--replica-chaos={chaos}"] if chaos else []),
         ]
 
     def _start(self, options: list[str], tests: Sequence[str], file: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(  # noqa: S603 - pytest, as the user has started it
-            [*self.program, *self.options, *options, *tests[:MOST]],
+            [*self.program, *self.options, *self.steady, *options, *tests[:MOST]],
             cwd=self.folder,
             env={**os.environ, VARIABLE: str(file)},
             stdin=subprocess.DEVNULL,
@@ -119,9 +174,17 @@ def verdict(test: str, outcomes: dict[str, dict[str, bool]], *, state: bool = Fa
         return Verdict.UNCONFIRMED
     if not ran["one"]:
         return Verdict.INSIDE if state else Verdict.HARNESS
+    if ran.get("calm") and not ran["struck"]:
+        return Verdict.FAULT
     if ran["again"]:
         return Verdict.PASSING
     return Verdict.CLIENT if ran["sticky"] else Verdict.GLOBAL
+
+
+def minded(test: str, faults: Sequence[str], outcomes: dict[str, dict[str, bool]]) -> tuple[str, ...]:
+    """Those of the faults that hit a test that fail it alone; all, when none does or none could be tried."""
+    alone = tuple(fault for fault in faults if outcomes.get(fault, {}).get(test) is False)
+    return alone or tuple(faults)
 
 
 def program() -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from threading import Event
 from typing import TYPE_CHECKING
 
 from lbkit.errors import ReplicaFault, ReplicaReset, ReplicaTimeout
+from lbkit.testkit.backend import Backend
 from lbkit.testkit.faults import PIECES_A_SECOND, Plan
 from lbkit.testkit.marks import CLIENT, MARKS, PIN, ROW
 from lbkit.testkit.retry import Again
@@ -20,9 +21,8 @@ from lbkit.types import Environ, ExcInfo, StartResponse, WSGIApp
 
 if TYPE_CHECKING:
     from lbkit.testkit.cluster import Cluster
-    from lbkit.testkit.replica import ClusterReplica
 
-__all__ = ["Door", "Upstream"]
+__all__ = ["Door", "Upstream", "Watch", "path_of"]
 
 
 class Door:
@@ -34,7 +34,7 @@ class Door:
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         cluster = self._cluster
         row = cluster.trace.begin(
-            cluster.clock(), client=_client(environ), method=environ["REQUEST_METHOD"], path=_path(environ)
+            cluster.clock(), client=_client(environ), method=environ["REQUEST_METHOD"], path=path_of(environ)
         )
         row.bytes_in = int(environ.get("CONTENT_LENGTH") or 0)
         if cluster.hooks:
@@ -132,18 +132,17 @@ class Watch:
 class Upstream:
     """A replica as the balancer sees it: an app that can refuse, break and hang like a process."""
 
-    def __init__(self, replica: ClusterReplica) -> None:
+    def __init__(self, replica: Backend) -> None:
         self._replica = replica
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         row = environ.get(ROW)
         if row is None:  # a check of the balancer, and no client's request
-            return self._serve(environ, start_response, self._replica.unseen(_path(environ)))
+            return self._serve(environ, start_response, self._replica.unseen(path_of(environ)))
         try:
             return self._serve(environ, start_response, row)
         except ReplicaFault:
-            unread = row.attempts[-1].fault == "refused" or int(environ.get("CONTENT_LENGTH") or 0) == 0
-            if PIN not in environ and self._replica.cluster.may_retry(row, repeatable=unread):
+            if PIN not in environ and self._replica.may_retry(row, repeatable=unread(environ, row)):
                 raise Again from None
             raise
 
@@ -174,7 +173,7 @@ class Call:
 
     def __init__(
         self,
-        replica: ClusterReplica,
+        replica: Backend,
         attempt: Attempt,
         plan: Plan | None,
         start_response: StartResponse,
@@ -245,7 +244,7 @@ class Call:
 
     def _next(self, chunks: Iterator[bytes]) -> bytes | None:
         try:
-            chunk = self._context.run(next, chunks, None)
+            chunk: bytes | None = self._context.run(next, chunks, None)
         except Exception as error:
             self._raised(error)
         self._check()
@@ -318,6 +317,11 @@ class Call:
             self._replica.leave(self)
 
 
+def unread(environ: Environ, row: Row) -> bool:
+    """Whether the body of a request that has failed can be sent once more."""
+    return row.attempts[-1].fault == "refused" or int(environ.get("CONTENT_LENGTH") or 0) == 0
+
+
 def _client(environ: Environ) -> str:
     if CLIENT in environ:
         return str(environ[CLIENT])
@@ -325,6 +329,6 @@ def _client(environ: Environ) -> str:
     return "-" if host is None else host if port is None else f"{host}:{port}"
 
 
-def _path(environ: Environ) -> str:
+def path_of(environ: Environ) -> str:
     path: str = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
     return path.encode("latin-1").decode("utf-8", "replace")

@@ -113,7 +113,10 @@ def test_the_cluster_of_a_marked_test_has_its_faults(folder: Path, replicas: int
             "replicas(2, isolation='vm')",
             "need an isolation of auto, module, clone, process, none, got 'vm'",
         ),
-        ("replicas(2, faults=[])", "replicas(faults=...) is for tests with the fixture cluster"),
+        (
+            "replicas(faults=['kill'])",
+            "need faults such as hang() or error(503), got replicas(faults=['kill'])",
+        ),
     ],
 )
 def test_a_wrong_marker_is_one_line(folder: Path, marker: str, said: str) -> None:

@@ -67,3 +67,17 @@ def test_what_is_wrong_in_the_examples_of_fastapi_is_found_and_nothing_else(
     assert outcome.report is not None
     assert outcome.report.tests > 1300
     assert outcome.report.spread > 150
+
+
+def test_a_suite_of_a_sound_app_passes_while_its_replicas_die(sources: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "flaskr"
+    source, python = provided("flaskr", sources)
+    shutil.copytree(source, folder)
+    outcome = ran(SUITES["flaskr"], folder, "--replicas=3", "--replica-chaos=kill=.1", python=python)
+    assert (outcome.passed, outcome.failed) == (24, 0), outcome.output
+    assert outcome.report is not None
+    assert outcome.report.findings == []
+    struck = outcome.report.struck
+    assert struck is not None
+    assert struck.hits["kill"] > 0
+    assert (struck.elsewhere, struck.lost) == (struck.requests, 0)

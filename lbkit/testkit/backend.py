@@ -1,0 +1,90 @@
+"""A replica as its carriers ask it, whoever it belongs to: a cluster, or a suite that runs over replicas."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from lbkit.errors import ReplicaRefused
+from lbkit.testkit.faults import Plan
+from lbkit.testkit.server_profile import ServerProfile
+from lbkit.testkit.trace import Attempt, Row
+from lbkit.types import ASGIApp, Clock, WSGIApp
+
+__all__ = ["Backend", "Context", "Ongoing"]
+
+
+class Ongoing(Protocol):
+    """A request that is inside."""
+
+    told: bool
+    """Whether its client learns at once that the connection is lost: a thread that is blocked cannot."""
+
+    def kill(self, error: OSError) -> None: ...
+
+
+class Context(Protocol):
+    """Where the app runs: a `contextvars.Context`, or what stands for the caller's own."""
+
+    def run(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any: ...
+
+    def copy(self) -> Context: ...
+
+
+class Backend(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def asgi(self) -> ASGIApp: ...
+
+    @property
+    def wsgi(self) -> WSGIApp: ...
+
+    @property
+    def context(self) -> Context: ...
+
+    @property
+    def clock(self) -> Clock: ...
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds of silence after which it is given up; None: never."""
+
+    @property
+    def server_profile(self) -> ServerProfile | None:
+        """The server that an ASGI app meets; None: what its client says of that."""
+
+    @property
+    def listens(self) -> bool: ...
+
+    @property
+    def state_of_lifespan(self) -> Mapping[str, Any]: ...
+
+    def attempt(self, row: Row) -> Attempt:
+        """Note that it is asked."""
+
+    def unseen(self, path: str) -> Row:
+        """The row of a request that is not in the trace."""
+
+    def plan(self, attempt: Attempt, row: Row) -> Plan | None:
+        """What is to go wrong."""
+
+    def refused(self, attempt: Attempt) -> ReplicaRefused:
+        """It takes no connection."""
+
+    def may_retry(self, row: Row, *, repeatable: bool) -> bool:
+        """Whether another one is asked. `repeatable`: the request's body can be sent once more."""
+
+    def enter(self, call: Ongoing) -> None: ...
+
+    def leave(self, call: Ongoing) -> None: ...
+
+    def crash(self) -> None: ...
+
+    def forget(self, task: asyncio.Task[None]) -> None:
+        """Its replica is dead, and so is it."""
+
+    def abandon(self, task: asyncio.Task[None]) -> None:
+        """Let it run on; nobody wants to know how it ends."""
