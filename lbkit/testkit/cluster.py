@@ -329,9 +329,7 @@ class Cluster:
         """Take all faults away, and start what is down."""
         self.faults.clear()
         for replica in self:
-            replica.faults.clear()
-            replica.undrain()
-            replica.start()
+            replica.heal()
 
     def scale(self, replicas: int) -> None:
         """Have so many replicas: new ones are started, the last ones drained and taken away."""

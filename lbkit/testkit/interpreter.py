@@ -10,9 +10,13 @@ from multiprocessing.connection import Connection
 from threading import Lock
 
 from lbkit.children import Child
-from lbkit.testkit.said import Said
+from lbkit.errors import ConfigError
+from lbkit.testkit.said import Said, Skewed
 
 __all__ = ["Interpreter"]
+
+PATIENCE = 10.0
+"""Seconds that it has to answer."""
 
 
 class Interpreter(Child):
@@ -34,6 +38,25 @@ class Interpreter(Child):
             self._listen()
             said, self._said = self._said, []
         return said
+
+    def set_clock(self, seconds: float) -> None:
+        """Have its clock so many seconds off, and wait until it is."""
+        with self._lock:
+            try:
+                self._ask(Skewed(seconds))
+            except (EOFError, ConnectionError) as error:
+                raise ConfigError(f"need a process that runs, but that of {self.name} has ended") from error
+
+    def _ask(self, asked: Said) -> None:
+        """Say it, and wait until it is said back."""
+        if self._pipe is None:
+            raise EOFError
+        self._pipe.send(asked)
+        while self._pipe.poll(PATIENCE):
+            if (said := self._pipe.recv()) == asked:
+                return
+            self._said.append(said)
+        raise TimeoutError(f"the process of {self.name} has not answered within {PATIENCE:g} s")
 
     def _listen(self) -> None:
         try:

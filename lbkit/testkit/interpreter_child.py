@@ -11,12 +11,15 @@ from __future__ import annotations
 import os
 import select
 import sys
+import threading
+import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from multiprocessing.connection import Connection
-from threading import RLock
 from types import ModuleType
+from typing import Any
 
 import click
 
@@ -28,7 +31,7 @@ from lbkit.testkit.first_party import FirstParty, projects_own
 from lbkit.testkit.opened import hook_in, watching
 from lbkit.testkit.oracles.memory import Picture
 from lbkit.testkit.oracles.source import file_of
-from lbkit.testkit.said import Booted, Changed, Opened, Said
+from lbkit.testkit.said import Booted, Changed, Opened, Said, Skewed
 from lbkit.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = ["main"]
@@ -46,7 +49,9 @@ LOOKING: ContextVar[Looking] = ContextVar("lbkit_looking")
 @click.option("--watch", is_flag=True)
 @click.option("--private", multiple=True)
 def main(target: str, fd: int, pipe: int, watch: bool, private: tuple[str, ...]) -> None:
-    mouth, first_party = Mouth(Connection(pipe)), FirstParty(private)
+    connection, first_party = Connection(pipe), FirstParty(private)
+    mouth = Mouth(connection)
+    threading.Thread(target=obey, args=(connection, mouth), daemon=True).start()
 
     def around(app: App) -> ASGIApp:
         facts = Facts()
@@ -61,13 +66,39 @@ def modules_of(first_party: FirstParty) -> dict[str, ModuleType]:
     return projects_own({name: sys.modules[name] for name in first_party.loaded()})
 
 
+def obey(pipe: Connection, mouth: Mouth) -> None:
+    """Do what the test process asks for, until it hangs up."""
+    clock = Clock()
+    with suppress(EOFError, OSError):
+        while isinstance(asked := pipe.recv(), Skewed):
+            clock.skew(asked.seconds)
+            mouth.say(asked)
+
+
+class Clock:
+    """The wall clock of this process."""
+
+    def __init__(self) -> None:
+        self._travel: Any = None
+
+    def skew(self, seconds: float) -> None:
+        travel, self._travel = self._travel, None
+        if travel is not None:
+            travel.stop()
+        if seconds:
+            import time_machine  # an extra, and only for those who ask for it
+
+            self._travel = time_machine.travel(time.time() + seconds, tick=True)
+            self._travel.start()
+
+
 class Mouth:
     """Says things in their order, from any thread, and never waits until somebody listens."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
         self._unsaid: deque[Said] = deque()
-        self._lock = RLock()  # a message may have to import something, and that opens a file
+        self._lock = threading.RLock()  # a message may have to import something, and that opens a file
 
     def say(self, said: Said) -> None:
         with self._lock:

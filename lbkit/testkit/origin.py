@@ -21,9 +21,9 @@ from typing import Any, Protocol, TypeAlias
 
 from lbkit.asgi.replica import ChildApp
 from lbkit.balancer.members import name_of, named
-from lbkit.children import Child
 from lbkit.errors import ConfigError
 from lbkit.testkit.first_party import FirstParty
+from lbkit.testkit.interpreter import Interpreter
 from lbkit.testkit.isolation import ModuleReplica
 from lbkit.testkit.spaces import SWITCH, Space
 from lbkit.types import ASGIApp, WSGIApp
@@ -60,7 +60,7 @@ class Made:
     """The bare app, with the attributes that its framework gives it."""
 
     isolated: ModuleReplica | None = None
-    process: Child | None = None
+    process: Interpreter | None = None
 
 
 class Hooks:
@@ -118,7 +118,7 @@ class Process:
         self.text = text.removesuffix("()")
 
     def make(self, name: str) -> Made:
-        child = Child(self.text, name=name)
+        child = Interpreter(self.text, name=name)
         app = ChildApp(child)
         return Made(app, app, process=child)
 

@@ -113,6 +113,10 @@ class Network:
         if partition in self._partitions:
             self._partitions.remove(partition)
 
+    def heal(self, space: Space) -> None:
+        """Give this replica all of its services back."""
+        self._partitions = [each for each in self._partitions if each.space is not space]
+
     def _heard(self, event: str, args: tuple[Any, ...]) -> None:
         if event != "socket.connect" or not self._watched or (space := current()) is None:
             return

@@ -24,18 +24,19 @@ from typing import TYPE_CHECKING, Any
 from lbkit.asgi.lifespan import Lifespan
 from lbkit.asgi.replica import as_asgi
 from lbkit.balancer import Mode
-from lbkit.children import Child
 from lbkit.errors import ConfigError, ReplicaRefused, ReplicaReset, StartupError
 from lbkit.testkit.asgi import Upstream
 from lbkit.testkit.backend import Ongoing
 from lbkit.testkit.breakable import Breakable
 from lbkit.testkit.faults import Faults, Plan
 from lbkit.testkit.hop import Hop
+from lbkit.testkit.interpreter import Interpreter
 from lbkit.testkit.isolation import ModuleReplica
 from lbkit.testkit.origin import Made, Origin
-from lbkit.testkit.partition import Partition, Place
+from lbkit.testkit.partition import NETWORK
 from lbkit.testkit.portal import Portal
 from lbkit.testkit.server_profile import ServerProfile
+from lbkit.testkit.skew import WallClock
 from lbkit.testkit.spaces import Space
 from lbkit.testkit.trace import Attempt, Row
 from lbkit.testkit.watching import MemoryWatch
@@ -80,6 +81,9 @@ class ClusterReplica(Breakable):
 
         self.memory: MemoryWatch | None = None
         """What requests have changed in it, where it has modules of its own."""
+
+        self.wall: WallClock | None = None
+        """The clock of its process, if it has one of its own."""
 
         self._made: Made | None = None
         self._portal: Portal | None = None
@@ -191,7 +195,7 @@ class ClusterReplica(Breakable):
         return made.isolated.space if made is not None and made.isolated is not None else None
 
     @property
-    def process(self) -> Child | None:
+    def process(self) -> Interpreter | None:
         """Its process, for `isolation="process"`: `process.send_signal(signal.SIGSTOP)` freezes it."""
         return self._made.process if self._made is not None else None
 
@@ -200,14 +204,15 @@ class ClusterReplica(Breakable):
             raise ConfigError(f"need a recipe such as 'shop:create_app()' to look into {self.name}")
         return self._made.isolated
 
-    def partition(self, service: str) -> Partition:
-        """Cut it off from a service such as "redis://redis:6379", until `stop()` or the end of the `with`.
-
-        Its connections there break, and new ones are refused. For a replica with modules of its own.
-        """
-        if self.space is None or self.space.own:
-            raise ConfigError(f"need a recipe, in module isolation, to know the connections of {self.name}")
-        return Partition(self.space, Place.parse(service))
+    def heal(self) -> None:
+        """Take away what is wrong with it, and start it if it is down."""
+        self.faults.clear()
+        if self.space is not None:
+            NETWORK.heal(self.space)
+        if self.wall is not None:
+            self.wall.clear()
+        self.undrain()
+        self.start()
 
     # Life and death. What begins with an underscore runs on the cluster's loop.
 
@@ -308,6 +313,7 @@ class ClusterReplica(Breakable):
             self.state, self.reason = "failed", one_line(error)
             raise StartupError(self.name, self.reason) from error
         self._made, self.inner = made, made.inner
+        self.wall = WallClock(made.process) if made.process is not None else None
 
     async def go(self) -> None:
         """The second half, on the cluster's loop."""

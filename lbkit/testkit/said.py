@@ -1,4 +1,4 @@
-"""What the interpreter of a replica says to the test process, over a pipe that only the two of them have."""
+"""What the interpreter of a replica and the test process say over a pipe that only the two of them have."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TypeAlias
 from lbkit.testkit.facts import Facts
 from lbkit.testkit.oracles.memory import Change
 
-__all__ = ["Booted", "Changed", "Opened", "Said"]
+__all__ = ["Booted", "Changed", "Opened", "Said", "Skewed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,4 +40,11 @@ class Opened:
     request: str
 
 
-Said: TypeAlias = "Booted | Changed | Opened"
+@dataclass(frozen=True, slots=True)
+class Skewed:
+    """Its clock is to be off by so many seconds; and the answer, that it is."""
+
+    seconds: float
+
+
+Said: TypeAlias = "Booted | Changed | Opened | Skewed"

@@ -170,6 +170,9 @@ def test_one_replica_can_be_cut_off_from_redis(folder: Path, monkeypatch: pytest
             with cluster["web2"].partition(redis.url):
                 assert [client.post("/count").status_code for _ in range(3)] == [200, 500, 200]
             assert [client.post("/count").json["count"] for _ in range(3)] == [6, 7, 8]
+            cluster["web2"].partition(redis.url)
+            cluster.heal()
+            assert [client.post("/count").json["count"] for _ in range(3)] == [9, 10, 11]
             for replica in cluster:
                 for connection in list(replica.module("tk_isolated").STORE):
                     connection.close()
