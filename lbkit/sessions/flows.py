@@ -300,13 +300,14 @@ class SessionFlows:
         self.account.weigh(contents)
         now = self._wall()
         lasting = contents.altered(PERMANENT_FIELD)
-        raw, listing = contents.raw, None
+        raw = contents.raw
         created_at = int(raw.get(CREATED, b"0"))
+        ttl = self.account.ttl(contents, now, created_at)
+        delta = contents.delta({TOUCHED: b"%d" % now}, ttl)
         if self.account.extends(raw, now):
             ends_at = self.account.ends_at(now, created_at)
             listing = yield from self.roster.enter(raw, session._key or "", ends_at)
-        ttl = self.account.ttl(contents, now, created_at)
-        delta = contents.delta({TOUCHED: b"%d" % now}, ttl)._replace(listing=listing)
+            delta = delta._replace(listing=listing)
         done = yield from self._apply(session, contents, delta, last=True)
         if done.result is Result.GONE:
             self._lose(contents, "gone")
