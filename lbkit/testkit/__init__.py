@@ -42,7 +42,8 @@ if TYPE_CHECKING:
         unready,
     )
     from lbkit.testkit.replica import ClusterReplica
-    from lbkit.testkit.trace import Attempt, Row, Trace
+    from lbkit.testkit.row import Attempt, Row
+    from lbkit.testkit.trace import Trace
     from lbkit.testkit.websocket import WebsocketClosed
 
 __all__ = [
@@ -78,7 +79,8 @@ __all__ = [
 HOMES = {
     "cluster": ("Cluster",),
     "replica": ("ClusterReplica",),
-    "trace": ("Attempt", "Row", "Trace"),
+    "row": ("Attempt", "Row"),
+    "trace": ("Trace",),
     "websocket": ("WebsocketClosed",),
     "faults": ("Fault", *(each for each in __all__ if each.islower() and not each.startswith("assert_"))),
     "assertions": tuple(name for name in __all__ if name.startswith("assert_")),

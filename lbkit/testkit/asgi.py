@@ -15,7 +15,7 @@ from lbkit.testkit.backend import Backend
 from lbkit.testkit.hop import Hop
 from lbkit.testkit.marks import CLIENT, MARKS, PIN, ROW, WATCH
 from lbkit.testkit.retry import Again
-from lbkit.testkit.trace import Row
+from lbkit.testkit.row import Row
 from lbkit.types import ASGIApp, Message, Receive, Scope, Send
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from lbkit.errors import ReplicaRefused, ReplicaReset, ReplicaTimeout
 from lbkit.testkit.asgi_ear import Ear
 from lbkit.testkit.backend import Backend
 from lbkit.testkit.faults import PIECES_A_SECOND, Plan
+from lbkit.testkit.row import Attempt
 from lbkit.testkit.server_profile import SERVER_PROFILES
-from lbkit.testkit.trace import Attempt
 from lbkit.types import Message, Receive, Scope, Send
 
 __all__ = ["STARTS", "Call"]

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from lbkit.errors import ConfigError
 from lbkit.testkit.client import Visitor, visitor_of
 from lbkit.testkit.replica import ClusterReplica
-from lbkit.testkit.trace import Row, Trace
+from lbkit.testkit.row import Row
+from lbkit.testkit.trace import Trace
 
 if TYPE_CHECKING:
     from lbkit.testkit.cluster import Cluster

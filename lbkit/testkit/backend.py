@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from lbkit.errors import ReplicaRefused
 from lbkit.testkit.faults import Plan
+from lbkit.testkit.row import Attempt, Row
 from lbkit.testkit.server_profile import ServerProfile
-from lbkit.testkit.trace import Attempt, Row
 from lbkit.types import ASGIApp, Clock, WSGIApp
 
 __all__ = ["Backend", "Context", "Ongoing"]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from lbkit.errors import ConfigError
 from lbkit.testkit.faults import Fault, Injection, Plan, crash, drip, error, hang, refuse, reset, slow
-from lbkit.testkit.trace import Row
+from lbkit.testkit.row import Row
 
 if TYPE_CHECKING:
     from lbkit.testkit.cluster import Cluster

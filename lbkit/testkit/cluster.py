@@ -42,8 +42,9 @@ from lbkit.testkit.partition import NETWORK
 from lbkit.testkit.portal import Portal
 from lbkit.testkit.replica import ClusterReplica
 from lbkit.testkit.retry import OUT, may_retry
+from lbkit.testkit.row import Row
 from lbkit.testkit.server_profile import profile_of
-from lbkit.testkit.trace import Row, Trace
+from lbkit.testkit.trace import Trace
 from lbkit.testkit.watching import FileWatch
 from lbkit.testkit.wsgi import Door as WSGIDoor
 from lbkit.types import ASGIApp, Clock, WSGIApp

@@ -16,7 +16,7 @@ from lbkit.testkit.lives import Lifespans
 from lbkit.testkit.marks import ROW, WATCH
 from lbkit.testkit.mortal import Mortal, Transfer, asgi_gateway, torn, wsgi_gateway
 from lbkit.testkit.oracles.asking import Answer, ask_asgi, ask_wsgi, is_comparable
-from lbkit.testkit.trace import Row as TraceRow
+from lbkit.testkit.row import Row as TraceRow
 from lbkit.testkit.turn import Served
 from lbkit.testkit.wsgi import Watch as WsgiWatch
 from lbkit.testkit.wsgi import path_of

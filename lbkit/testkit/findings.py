@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from lbkit.testkit import trace
+from lbkit.testkit.row import Row as TraceRow
 
 __all__ = ["Finding", "Oracle", "Report", "Row", "Struck", "Verdict"]
 
@@ -75,7 +75,7 @@ class Row:
     """Who was asked, and what came of it, such as `web2 refused (kill)`; when something went wrong."""
 
     @classmethod
-    def told(cls, test: str, row: trace.Row, *, now: float, origin: float) -> Row:
+    def told(cls, test: str, row: TraceRow, *, now: float, origin: float) -> Row:
         """What the trace has of a request: its instants are those of the clock that also says `now`."""
         struck = row.retried or any(attempt.injected for attempt in row.attempts)
         return cls(
@@ -112,7 +112,7 @@ class Struck:
     lost: int = 0
     """How many got no answer of a replica, or half of one."""
 
-    def count(self, hits: Mapping[str, int], rows: Iterable[trace.Row]) -> None:
+    def count(self, hits: Mapping[str, int], rows: Iterable[TraceRow]) -> None:
         """Add what has happened in a test."""
         self.hits = dict(Counter(self.hits) + Counter(hits))
         for row in rows:

@@ -22,11 +22,10 @@ from collections.abc import Iterable
 from datetime import datetime, timezone
 from http.client import responses
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
-if TYPE_CHECKING:
-    from lbkit.testkit.trace import Attempt, Row
+from lbkit.testkit.row import Attempt, Row
 
 __all__ = ["har"]
 

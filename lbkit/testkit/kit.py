@@ -31,9 +31,9 @@ from lbkit.testkit.interpreters import Interpreters
 from lbkit.testkit.mirror import ABSENT, Mirror
 from lbkit.testkit.patches import Patches
 from lbkit.testkit.recipes import NoRecipe, Recipe, Recipes
+from lbkit.testkit.row import Row as TraceRow
 from lbkit.testkit.settings import Settings, told
 from lbkit.testkit.spaces import SWITCH, Space, current, quiet
-from lbkit.testkit.trace import Row as TraceRow
 from lbkit.testkit.turn import Served, Turn, Watcher
 
 if TYPE_CHECKING:

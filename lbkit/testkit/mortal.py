@@ -29,7 +29,7 @@ from lbkit.testkit.danger import SILENCE, Danger
 from lbkit.testkit.faults import Plan
 from lbkit.testkit.marks import ROW
 from lbkit.testkit.retry import Again, may_retry
-from lbkit.testkit.trace import Attempt, Row
+from lbkit.testkit.row import Attempt, Row
 from lbkit.testkit.wsgi import Upstream as WSGIUpstream
 from lbkit.testkit.wsgi import Watch as WSGIWatch
 from lbkit.testkit.wsgi import unread

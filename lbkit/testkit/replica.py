@@ -35,10 +35,10 @@ from lbkit.testkit.isolation import ModuleReplica
 from lbkit.testkit.origin import Made, Origin
 from lbkit.testkit.partition import NETWORK
 from lbkit.testkit.portal import Portal
+from lbkit.testkit.row import Attempt, Row
 from lbkit.testkit.server_profile import ServerProfile
 from lbkit.testkit.skew import WallClock
 from lbkit.testkit.spaces import Space
-from lbkit.testkit.trace import Attempt, Row
 from lbkit.testkit.watching import MemoryWatch
 from lbkit.testkit.wsgi import Upstream as WSGIUpstream
 from lbkit.types import ASGIApp, WSGIApp

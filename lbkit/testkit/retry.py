@@ -16,7 +16,7 @@ a cluster may have. It decides; the doors in `lbkit.testkit.asgi` and `lbkit.tes
 from __future__ import annotations
 
 from lbkit.balancer.retry import IDEMPOTENT
-from lbkit.testkit.trace import Row
+from lbkit.testkit.row import Row
 
 __all__ = ["OUT", "Again", "may_retry"]
 

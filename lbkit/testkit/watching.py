@@ -16,8 +16,8 @@ from lbkit.testkit.first_party import projects_own
 from lbkit.testkit.opened import hook_in, watching
 from lbkit.testkit.oracles.memory import Change, Picture
 from lbkit.testkit.oracles.source import file_of, where
+from lbkit.testkit.row import Row
 from lbkit.testkit.spaces import Space, current
-from lbkit.testkit.trace import Row
 
 if TYPE_CHECKING:
     from lbkit.testkit.cluster import Cluster

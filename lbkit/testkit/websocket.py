@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 from lbkit.testkit.marks import CLIENT, PIN
-from lbkit.testkit.trace import Row
+from lbkit.testkit.row import Row
 from lbkit.types import Message, Scope
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from lbkit.testkit.backend import Backend
 from lbkit.testkit.faults import PIECES_A_SECOND, Plan
 from lbkit.testkit.marks import CLIENT, MARKS, PIN, ROW
 from lbkit.testkit.retry import Again
-from lbkit.testkit.trace import Attempt, Row
+from lbkit.testkit.row import Attempt, Row
 from lbkit.types import Environ, ExcInfo, StartResponse, WSGIApp
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lbkit.testkit.trace import Attempt, Row, Trace
+from lbkit.testkit.row import Attempt, Row
+from lbkit.testkit.trace import Trace
 
 
 def row(trace: Trace, path: str, *attempts: tuple[str, int | None, str | None], client: str = "ann") -> Row:
