@@ -97,7 +97,7 @@ class Call:
         try:
             await self._over
         except asyncio.CancelledError:
-            self._replica.forget(task)
+            self._replica.abandoned.cancel(task)
             await asyncio.wait({task})
             raise
         finally:
@@ -119,10 +119,10 @@ class Call:
     async def _broken(self, task: asyncio.Task[None], error: OSError) -> None:
         """The connection is lost, and the app with it if the replica was killed."""
         if self._killed:
-            self._replica.forget(task)
+            self._replica.abandoned.cancel(task)
         else:
             self._attempt.zombie = self._attempt.ran and not task.done()
-            self._replica.abandon(task)
+            self._replica.abandoned.leave(task)
         if self._complete:
             return  # only a background task was lost
         self._attempt.fault = "timeout" if isinstance(error, ReplicaTimeout) else "reset"

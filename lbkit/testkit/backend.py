@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from lbkit.errors import ReplicaRefused
+from lbkit.testkit.abandoned import Abandoned
 from lbkit.testkit.faults import Plan
 from lbkit.testkit.row import Attempt, Row
 from lbkit.testkit.server_profile import ServerProfile
@@ -60,6 +60,9 @@ class Backend(Protocol):
     def listens(self) -> bool: ...
 
     @property
+    def abandoned(self) -> Abandoned: ...
+
+    @property
     def state_of_lifespan(self) -> Mapping[str, Any]: ...
 
     def attempt(self, row: Row) -> Attempt:
@@ -82,9 +85,3 @@ class Backend(Protocol):
     def leave(self, call: Ongoing) -> None: ...
 
     def crash(self) -> None: ...
-
-    def forget(self, task: asyncio.Task[None]) -> None:
-        """Its replica is dead, and so is it."""
-
-    def abandon(self, task: asyncio.Task[None]) -> None:
-        """Let it run on; nobody wants to know how it ends."""

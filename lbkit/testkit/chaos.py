@@ -21,7 +21,7 @@ from lbkit.testkit.row import Row
 if TYPE_CHECKING:
     from lbkit.testkit.cluster import Cluster
 
-__all__ = ["BACK_AFTER", "KINDS", "Chaos", "merciful", "rates_of", "told"]
+__all__ = ["BACK_AFTER", "CALM", "KINDS", "Chaos", "merciful", "rates_of", "told"]
 
 KINDS: dict[str, Callable[[], Fault]] = {
     "kill": crash,
@@ -32,6 +32,9 @@ KINDS: dict[str, Callable[[], Fault]] = {
     "reset": reset,
     "drip": lambda: drip(10_000),
 }
+CALM = "none"
+"""In place of rates: nothing goes wrong, whatever anybody asks for."""
+
 BACK_AFTER = 5
 """Requests after which a killed replica is back."""
 

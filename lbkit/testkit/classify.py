@@ -12,9 +12,9 @@ import pytest
 from lbkit.testkit.chaos import told
 from lbkit.testkit.findings import Finding, Oracle, Report, Verdict
 from lbkit.testkit.settings import Settings
-from lbkit.testkit.verdicts import CALM, REMEDIES, Rerun, kept, minded, program, verdict
+from lbkit.testkit.verdicts import REMEDIES, Rerun, kept, minded, program, verdict
 
-__all__ = ["CALM", "classified"]
+__all__ = ["classified"]
 
 
 def classified(config: pytest.Config, settings: Settings, report: Report) -> list[Finding]:

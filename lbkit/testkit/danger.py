@@ -81,5 +81,9 @@ class Danger:
         """What happens to a request that has reached this replica. One that is killed is away from now on."""
         plan = self._faults.decide(None, method, path, now, self._rng)
         if plan is not None and plan.crash:
-            self._back_at[index] = self._requests + 1 + BACK_AFTER
+            self.leave(index)
         return plan
+
+    def leave(self, index: int) -> None:
+        """It takes no connections for the next few requests."""
+        self._back_at[index] = self._requests + 1 + BACK_AFTER

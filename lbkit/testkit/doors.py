@@ -51,7 +51,7 @@ class WsgiDoor:
         self, danger: Danger, fleet: AnyFleet, environ: Environ, start_response: StartResponse
     ) -> Iterable[bytes]:
         kit = self.kit
-        row = kit.told(self.client, environ["REQUEST_METHOD"], path_of(environ))
+        row = kit.row_of(self.client, environ["REQUEST_METHOD"], path_of(environ))
         watch = WsgiWatch(row, start_response, kit.clock)
         danger.begin()
 
@@ -134,7 +134,7 @@ class AsgiDoor:
         self, danger: Danger, fleet: AnyFleet, scope: Scope, receive: Receive, send: Send
     ) -> None:
         kit = self.kit
-        row = kit.told(self.client, scope.get("method", "WEBSOCKET"), scope["path"])
+        row = kit.row_of(self.client, scope.get("method", "WEBSOCKET"), scope["path"])
         watch = Watch(row, receive, send, kit.clock)
         danger.begin()
 

@@ -25,7 +25,8 @@ __all__ = ["cluster", "lb_aclient", "lb_app", "lb_client", "lb_url", "shared_red
 MARKER = (
     "replicas(n, policy=..., isolation=..., faults=[...], timeout=...): how many replicas this test has, how "
     "they are isolated and its requests spread (round_robin, random or sticky); the fixture cluster is made "
-    "with these and other arguments of Cluster, and has the faults"
+    "with these and other arguments of Cluster, and has the faults; without it the test's own requests have "
+    "them, under --replicas"
 )
 
 ROWS = 20

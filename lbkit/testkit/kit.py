@@ -6,22 +6,19 @@ is running, and what it has found out is a `Report`.
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import random
 import time
 import zlib
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from lbkit.errors import ConfigError, LbkitError, ReplicaReset, StartupError
-from lbkit.testkit.backend import Ongoing
+from lbkit.errors import ConfigError, LbkitError, StartupError
 from lbkit.testkit.bringing import Touched
 from lbkit.testkit.clone import Nursery, need_fork
 from lbkit.testkit.danger import Danger
+from lbkit.testkit.deaths import Deaths
 from lbkit.testkit.doors import AsgiDoor, Managed, WsgiDoor
 from lbkit.testkit.faults import Fault
 from lbkit.testkit.findings import Report, Row, Struck
@@ -33,7 +30,7 @@ from lbkit.testkit.patches import Patches
 from lbkit.testkit.recipes import NoRecipe, Recipe, Recipes
 from lbkit.testkit.row import Row as TraceRow
 from lbkit.testkit.settings import Settings, told
-from lbkit.testkit.spaces import SWITCH, Space, current, quiet
+from lbkit.testkit.spaces import SWITCH, Space, current
 from lbkit.testkit.turn import Served, Turn, Watcher
 
 if TYPE_CHECKING:
@@ -42,7 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["Kit"]
 
 MOST_ROWS = 20_000
-MOST_DEAD = 1000
 
 
 def is_spread(app: Any) -> bool:
@@ -74,16 +70,7 @@ class Kit:
         self.differ: DifferentialGet | None = None
         """Compares the replicas' answers, when that is asked for."""
 
-        self.lives: list[int] = []
-        """How often each replica was killed."""
-
-        self.dead: list[Any] = []
-        """Modules and apps of the dead. A process that is killed warns of nothing that it has left open."""
-
-        self.inside: defaultdict[int, set[Ongoing]] = defaultdict(set)
-        """Requests that a replica's death would cut, while something may go wrong."""
-
-        self.abandoned: set[asyncio.Task[None]] = set()
+        self.deaths = Deaths(self)
         self.interpreters = Interpreters(settings.replicas, private=settings.private, watch=settings.watch)
         self.nursery = Nursery(())
         self._fleets: dict[tuple[int, str], AnyFleet | None] = {}
@@ -97,6 +84,11 @@ class Kit:
         return self.turn.replicas or self.settings.replicas
 
     @property
+    def fleets(self) -> list[AnyFleet]:
+        """The apps that have replicas."""
+        return [fleet for fleet in self._fleets.values() if fleet is not None]
+
+    @property
     def isolation(self) -> str:
         return self.turn.isolation or self.settings.isolation
 
@@ -107,7 +99,6 @@ class Kit:
             space, apart = (Space(name, self.first_party, own=own) for own in (number == 0, True))
             self.spaces.append(space)
             self.apart.append(apart)
-            self.lives.append(0)
             self.forked.append(apart if number else space)
             if number:
                 self.mirror.add(space)
@@ -168,32 +159,10 @@ class Kit:
         self.nursery.mortal = True
         self.report.struck = self.report.struck or Struck(rates=dict(settings.chaos), seed=settings.seed)
 
-    def kill(self, index: int) -> None:
-        """A replica is gone with its memory, and is made anew when it is asked again.
-
-        The first one of this process is the app that the test holds: it goes away, but nobody can renew it.
-        """
-        self.lives[index] += 1
-        for call in list(self.inside[index]):
-            call.kill(ReplicaReset(f"replica {self.spaces[index].name} was killed"))
-        self.dead += [fleet.kill(index) for fleet in self._fleets.values() if fleet is not None]
-        if index:
-            self._bury(self.spaces[index])
-
-    def _bury(self, space: Space) -> None:
-        self.mirror.forget(space)
-        self.dead += space.clear()
-        if len(self.dead) > MOST_DEAD:
-            with quiet():
-                self.dead.clear()
-                gc.collect()
-        for watcher in self.watchers:
-            watcher.died(space)
-
     def _renew(self) -> None:
         """Throw away the copies: no test finds what an earlier one has left in a replica."""
         for space in self.spaces[1:]:
-            self._bury(space)
+            self.deaths.bury(space)
         self.interpreters.close()
         self._fleets.clear()
         self._made.clear()
@@ -258,7 +227,7 @@ class Kit:
         names = {attempt.replica for attempt in row.attempts}
         return [index for index in up if self.spaces[index].name not in names]
 
-    def told(self, client: object, method: str, path: str) -> TraceRow:
+    def row_of(self, client: object, method: str, path: str) -> TraceRow:
         """The row of a request that has come while something may go wrong."""
         return self.turn.trace.begin(self.clock(), client=type(client).__name__, method=method, path=path)
 
@@ -278,22 +247,21 @@ class Kit:
     def end(self, served: Served, row: TraceRow | None = None) -> None:
         """The app's call is over. `row`: of the trace, which tells more of the request than we know here."""
         if row is None:
-            served.turn.rows.append(self._row(served))
+            now = self.clock()
+            served.turn.rows.append(
+                Row(
+                    served.turn.test,
+                    served.space.name,
+                    served.method,
+                    served.path,
+                    served.status,
+                    round(served.began_at - self.began_at, 6),
+                    round(now - served.began_at, 6),
+                )
+            )
         self._listen(served.turn, served.space.name)
         for watcher in self.watchers:
             watcher.after(served)
-
-    def _row(self, served: Served) -> Row:
-        now = self.clock()
-        return Row(
-            served.turn.test,
-            served.space.name,
-            served.method,
-            served.path,
-            served.status,
-            round(served.began_at - self.began_at, 6),
-            round(now - served.began_at, 6),
-        )
 
     def rows(self, turn: Turn) -> list[Row]:
         """The requests of a test so far."""
@@ -403,7 +371,7 @@ class Kit:
         return lambda _: self._fleets.pop(key, None)
 
     def _twin_of_app(self, own: Any, space: Space) -> Any:
-        for fleet in list(self._fleets.values()):
-            if fleet is not None and (twin := fleet.twin(own, space)) is not ABSENT:
+        for fleet in self.fleets:
+            if (twin := fleet.twin(own, space)) is not ABSENT:
                 return twin
         return ABSENT

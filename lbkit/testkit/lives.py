@@ -63,10 +63,10 @@ class Lifespans:
                     await self._begin(fleet, index)
 
     def _is_dead(self, index: int) -> bool:
-        return index in self._running and self._life[index] != self._kit.lives[index]
+        return index in self._running and self._life[index] != self._kit.deaths.count[index]
 
     async def _begin(self, fleet: AnyFleet, index: int) -> None:
-        space, life = fleet.spaces[index], self._kit.lives[index]
+        space, life = fleet.spaces[index], self._kit.deaths.count[index]
         lifespan = Lifespan(space.name, AsgiInside(space, fleet.app(index)))
         await lifespan.startup(self._scope)
         self._running[index], self._life[index] = lifespan, life

@@ -15,7 +15,6 @@ app raises itself is no fault of its replica: the test's own client gets it, as 
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
@@ -70,7 +69,7 @@ class Mortal:
         self._kit = kit
         self._danger = danger
         self._index = index
-        self._abandoned = kit.abandoned
+        self.abandoned = kit.deaths.abandoned
 
     @property
     def clock(self) -> Clock:
@@ -106,26 +105,13 @@ class Mortal:
     def crash(self) -> None:
         """It dies before the request is inside."""
         self.listens = False
-        self._kit.kill(self._index)
+        self._kit.deaths.kill(self._index)
 
     def enter(self, call: Ongoing) -> None:
-        self._kit.inside[self._index].add(call)
+        self._kit.deaths.inside[self._index].add(call)
 
     def leave(self, call: Ongoing) -> None:
-        self._kit.inside[self._index].discard(call)
-
-    def forget(self, task: asyncio.Task[None]) -> None:
-        task.cancel()
-        self.abandon(task)
-
-    def abandon(self, task: asyncio.Task[None]) -> None:
-        self._abandoned.add(task)
-        task.add_done_callback(self._gone)
-
-    def _gone(self, task: asyncio.Task[None]) -> None:
-        self._abandoned.discard(task)
-        if not task.cancelled():
-            task.exception()  # nobody is left who would want to know
+        self._kit.deaths.inside[self._index].discard(call)
 
 
 def torn(client: object, error: ReplicaFault) -> Exception:

@@ -25,6 +25,7 @@ from lbkit.asgi.lifespan import Lifespan
 from lbkit.asgi.replica import as_asgi
 from lbkit.balancer import Mode
 from lbkit.errors import ConfigError, ReplicaRefused, ReplicaReset, StartupError
+from lbkit.testkit.abandoned import Abandoned
 from lbkit.testkit.asgi import Upstream
 from lbkit.testkit.backend import Ongoing
 from lbkit.testkit.breakable import Breakable
@@ -91,7 +92,7 @@ class ClusterReplica(Breakable):
         self.wsgi: WSGIApp
         self.cluster = cluster
         self._calls: set[Ongoing] = set()
-        self._abandoned: set[asyncio.Task[None]] = set()
+        self.abandoned = Abandoned()
         self._lifespan: Lifespan | None = None
         # Captured here: whatever ContextVars a test sets later are the test's own.
         self.context = contextvars.copy_context()
@@ -162,21 +163,6 @@ class ClusterReplica(Breakable):
 
     def leave(self, call: Ongoing) -> None:
         self._calls.discard(call)
-
-    def forget(self, task: asyncio.Task[None]) -> None:
-        """Its replica is dead, and so is it."""
-        task.cancel()
-        self.abandon(task)
-
-    def abandon(self, task: asyncio.Task[None]) -> None:
-        """Let it run on; nobody wants to know how it ends."""
-        self._abandoned.add(task)
-        task.add_done_callback(self._gone)
-
-    def _gone(self, task: asyncio.Task[None]) -> None:
-        self._abandoned.discard(task)
-        if not task.cancelled():
-            task.exception()
 
     # Looking into it.
 
@@ -375,9 +361,9 @@ class ClusterReplica(Breakable):
     async def close(self) -> None:
         """On the cluster's loop: the end of the cluster."""
         await self._stop()
-        for task in list(self._abandoned):
+        for task in list(self.abandoned.tasks):
             task.cancel()
-        await until(lambda: not self._abandoned, PATIENCE)
+        await until(lambda: not self.abandoned.tasks, PATIENCE)
 
     def _down(self, why: OSError) -> None:
         self.state, self.down_at = "down", self.clock()

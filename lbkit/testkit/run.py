@@ -12,8 +12,8 @@ import pytest
 
 from lbkit.errors import ConfigError
 from lbkit.testkit.annotations import github_lines, junit_properties
-from lbkit.testkit.chaos import rates_of, told
-from lbkit.testkit.classify import CALM, classified
+from lbkit.testkit.chaos import CALM, rates_of, told
+from lbkit.testkit.classify import classified
 from lbkit.testkit.faults import Fault
 from lbkit.testkit.findings import Finding, Oracle, Report, Verdict
 from lbkit.testkit.following import follow_mock, follow_monkeypatch, follow_reload

@@ -30,13 +30,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from lbkit.testkit.chaos import CALM
 from lbkit.testkit.findings import Verdict
 from lbkit.testkit.outcomes import VARIABLE
 
-__all__ = ["CALM", "NEEDS", "REMEDIES", "Rerun", "kept", "minded", "program", "verdict"]
-
-CALM = "none"
-"""What `--replica-chaos` is given so that nothing goes wrong."""
+__all__ = ["NEEDS", "REMEDIES", "Rerun", "kept", "minded", "program", "verdict"]
 
 NEEDS = {
     "kill": "a replica that does not die",
@@ -126,7 +124,7 @@ class Rerun:
             "one": self._over(2, "one"),
             "again": self._over(self.replicas, "round_robin"),
             "sticky": self._over(self.replicas, "sticky"),
-            **(self._in_danger() if self.struck else {}),
+            **(self.in_danger() if self.struck else {}),
         }
         with tempfile.TemporaryDirectory(prefix="lbkit-") as folder:
             files = {name: Path(folder, name) for name in trials}
@@ -135,10 +133,11 @@ class Rerun:
                 finish(process)
             return {name: passed(file) for name, file in files.items()}
 
-    def _in_danger(self) -> dict[str, list[str]]:
+    def in_danger(self) -> dict[str, list[str]]:
         over = partial(self._over, self.replicas, self.policy)
         alone = {part.partition("=")[0]: over(chaos=part) for part in self.alone}
-        return {"calm": over(), "struck": over(chaos=self.chaos), **alone}
+        calm = {"calm": over()} if self.policy != "round_robin" else {}
+        return {**calm, "struck": over(chaos=self.chaos), **alone}
 
     def _over(self, replicas: int, policy: str, *, chaos: str = CALM) -> list[str]:
         return [
@@ -174,7 +173,7 @@ def verdict(test: str, outcomes: dict[str, dict[str, bool]], *, state: bool = Fa
         return Verdict.UNCONFIRMED
     if not ran["one"]:
         return Verdict.INSIDE if state else Verdict.HARNESS
-    if ran.get("calm") and not ran["struck"]:
+    if ran.get("calm", ran["again"]) and not ran.get("struck", True):
         return Verdict.FAULT
     if ran["again"]:
         return Verdict.PASSING

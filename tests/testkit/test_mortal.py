@@ -196,7 +196,7 @@ def test_who_was_killed_is_passed_over_and_comes_back_with_an_empty_memory(make:
     client = suite.client()
     before = [client.get("/").json()["hits"] for _ in range(6)]
     assert sorted(before) == [1, 1, 1, 2, 2, 2]
-    suite.kit.kill(1)
+    suite.kit.deaths.kill(1)
     assert sorted(client.get("/").json()["hits"] for _ in range(3)) == [1, 3, 3]
 
 
@@ -206,7 +206,7 @@ def test_the_test_s_own_app_cannot_be_made_anew(make: Make, kind: str) -> None:
     client = suite.client()
     for _ in range(3):
         client.get("/")
-    suite.kit.kill(0)
+    suite.kit.deaths.kill(0)
     assert sorted(client.get("/").json()["hits"] for _ in range(3)) == [2, 2, 2]
 
 
@@ -217,7 +217,7 @@ def test_a_process_is_killed_and_started_again(make: Make, kind: str, isolation:
     client = suite.client()
     first = {answer["pid"]: answer["hits"] for answer in (client.get("/").json() for _ in range(6))}
     assert len(first) == 3
-    suite.kit.kill(1)
+    suite.kit.deaths.kill(1)
     (dead,) = [pid for pid in first if not lives(pid)]
     again = {answer["pid"]: answer["hits"] for answer in (client.get("/").json() for _ in range(3))}
     assert dead not in again
@@ -244,7 +244,7 @@ def test_a_bound_client_of_a_replica_that_dies_is_bound_to_another(make: Make, k
     danger = suite.kit.turn.danger
     assert danger is not None
     home = NAMES.index(suite.kit.turn.trace[-1].replica or "")
-    danger._back_at[home] = 1000
+    danger.leave(home)
     homes = {suite.kit.turn.trace[-1].replica for _ in range(3) if client.get("/")}
     assert len(homes) == 1
     assert NAMES[home] not in homes
@@ -294,7 +294,7 @@ def test_a_lifespan_is_cut_with_its_replica_and_begins_anew(make: Make) -> None:
     with suite.client() as client:
         assert [client.get("/").json()["lives"] for _ in range(3)] == [1, 1, 1]
         dead = suite.kit.spaces[1].modules[suite.name]
-        suite.kit.kill(1)
+        suite.kit.deaths.kill(1)
         assert [client.get("/").json()["lives"] for _ in range(6)] == [1] * 6
         fresh = suite.kit.spaces[1].modules[suite.name]
     assert fresh is not dead
@@ -317,7 +317,7 @@ def test_an_open_websocket_is_closed_with_1012_when_its_replica_dies(make: Make)
     with TestClient(suite.door).websocket_connect("/echo") as websocket:
         websocket.send_text("hello")
         assert websocket.receive_text() == "hello"
-        suite.kit.kill(NAMES.index(suite.kit.turn.trace[-1].replica or ""))
+        suite.kit.deaths.kill(NAMES.index(suite.kit.turn.trace[-1].replica or ""))
         with pytest.raises(WebSocketDisconnect) as closed:
             websocket.receive_text()
     assert closed.value.code == 1012
@@ -339,10 +339,10 @@ def test_concurrent_requests_in_a_replica_die_with_it(make: Make) -> None:
         transport = httpx.ASGITransport(suite.door)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             inside = [asyncio.create_task(client.post("/")) for _ in range(3)]
-            while sum(map(len, suite.kit.inside.values())) < 3:  # noqa: ASYNC110 (an exact state)
+            while sum(map(len, suite.kit.deaths.inside.values())) < 3:  # noqa: ASYNC110 (an exact state)
                 await asyncio.sleep(0)
             for index in range(3):
-                suite.kit.kill(index)
+                suite.kit.deaths.kill(index)
             return [(await each).status_code for each in inside]
 
     assert asyncio.run(cut()) == [502, 502, 502]

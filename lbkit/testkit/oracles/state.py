@@ -64,6 +64,9 @@ class StateWatch(Watcher):
     def after(self, served: Served) -> None:
         self._look(served)
 
+    def died(self, space: Space) -> None:
+        self._fresh.discard(space)  # a request that its death has cut ends later, and has changed nothing
+
     def heard(self, replica: str, said: Said, turn: Turn) -> None:
         if isinstance(said, Changed):
             self._note(said.change, said.file, f"{replica} {said.request}", turn)
@@ -85,7 +88,7 @@ class StateWatch(Watcher):
         report.findings += [found.finding() for found in self.found.values()]
 
     def _look(self, served: Served) -> None:
-        picture = self._pictures.get(served.space)
+        picture = self._pictures.get(served.space) if served.space in self._fresh else None
         for change in picture.changes() if picture is not None else ():
             file = file_of(self._modules(served.space)().get(change.module))
             self._note(change, file, str(served), served.turn)
