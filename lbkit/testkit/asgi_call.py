@@ -260,7 +260,9 @@ class Call:
 
 
 def comes_from_leaving(error: BaseException | None) -> bool:
-    """Whether it is our own word that the client has left, or what a framework made of that."""
+    """Whether it is our own word that the client has left, or Starlette's ...Disconnect in its place."""
+    if not isinstance(error, OSError) and not type(error).__name__.endswith("Disconnect"):
+        return False
     while error is not None and not isinstance(error, ClientLeft):
         error = error.__cause__ or error.__context__
     return error is not None

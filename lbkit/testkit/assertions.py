@@ -200,7 +200,7 @@ def _text(answer: Any) -> str:
 def assert_stateless(cluster: Cluster, *, allow: Iterable[str] = ()) -> None:
     """No request has changed the memory of a replica; names that match `allow` may change.
 
-    The cluster must be one of a recipe, so that each replica has modules of its own.
+    The cluster must be one of a recipe, so that each replica has modules or a process of its own.
     """
     allowed = list(allow)
     found = [line for replica in cluster for line in _written_in(replica, allowed)]
@@ -211,7 +211,7 @@ def assert_stateless(cluster: Cluster, *, allow: Iterable[str] = ()) -> None:
 
 def _written_in(replica: ClusterReplica, allowed: Sequence[str]) -> Iterator[str]:
     if replica.memory is None:
-        rule = "need a recipe such as 'shop:create_app()', in module isolation"
+        rule = "need a recipe such as 'shop:create_app()', in module or process isolation"
         raise ConfigError(f"{rule}, to look into the memory of {replica.name}")
     for change in replica.memory.changes():
         if not any(fnmatchcase(change.name, pattern) for pattern in allowed):
@@ -225,7 +225,9 @@ def assert_no_local_files(cluster: Cluster, *, allow: Iterable[str] = ()) -> Non
     Paths that match `allow` are left out. The cluster must be one of a recipe.
     """
     if any(replica.space is None for replica in cluster):
-        raise ConfigError("need a recipe such as 'shop:create_app()' to know who opens a file")
+        raise ConfigError(
+            "need a recipe such as 'shop:create_app()', in this process, to know who opens a file"
+        )
     allowed = list(allow)
     found = [
         seen

@@ -8,12 +8,15 @@ from collections.abc import Iterable
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from threading import Lock
+from typing import TypeVar
 
 from lbkit.children import Child
 from lbkit.errors import ConfigError
-from lbkit.testkit.said import Said, Skewed
+from lbkit.testkit.said import Changed, Looked, Said, Skewed
 
 __all__ = ["Interpreter"]
+
+Asked = TypeVar("Asked", Skewed, Looked)
 
 PATIENCE = 10.0
 """Seconds that it has to answer."""
@@ -41,20 +44,27 @@ class Interpreter(Child):
 
     def set_clock(self, seconds: float) -> None:
         """Have its clock so many seconds off, and wait until it is."""
+        self._ask(Skewed(seconds))
+
+    def changed(self) -> tuple[Changed, ...]:
+        """What has changed in its memory since this was asked for the first time, which takes note of it."""
+        return self._ask(Looked()).changed
+
+    def _ask(self, asked: Asked) -> Asked:
+        """Say it, and wait for the answer, which is of the same kind."""
         with self._lock:
             try:
-                self._ask(Skewed(seconds))
+                return self._answered(asked)
             except (EOFError, ConnectionError) as error:
                 raise ConfigError(f"need a process that runs, but that of {self.name} has ended") from error
 
-    def _ask(self, asked: Said) -> None:
-        """Say it, and wait until it is said back."""
+    def _answered(self, asked: Asked) -> Asked:
         if self._pipe is None:
             raise EOFError
         self._pipe.send(asked)
         while self._pipe.poll(PATIENCE):
-            if (said := self._pipe.recv()) == asked:
-                return
+            if isinstance(said := self._pipe.recv(), type(asked)):
+                return said
             self._said.append(said)
         raise TimeoutError(f"the process of {self.name} has not answered within {PATIENCE:g} s")
 

@@ -29,9 +29,9 @@ from lbkit.cli.target import App
 from lbkit.testkit.facts import Facts, add_facts
 from lbkit.testkit.first_party import FirstParty, projects_own
 from lbkit.testkit.opened import hook_in, watching
-from lbkit.testkit.oracles.memory import Picture
+from lbkit.testkit.oracles.memory import Change, Picture
 from lbkit.testkit.oracles.source import file_of
-from lbkit.testkit.said import Booted, Changed, Opened, Said, Skewed
+from lbkit.testkit.said import Booted, Changed, Looked, Opened, Said, Skewed
 from lbkit.types import ASGIApp, Message, Receive, Scope, Send
 
 __all__ = ["main"]
@@ -50,10 +50,11 @@ LOOKING: ContextVar[Looking] = ContextVar("lbkit_looking")
 @click.option("--private", multiple=True)
 def main(target: str, fd: int, pipe: int, watch: bool, private: tuple[str, ...]) -> None:
     connection, first_party = Connection(pipe), FirstParty(private)
-    mouth = Mouth(connection)
-    threading.Thread(target=obey, args=(connection, mouth), daemon=True).start()
+    mouth, memory = Mouth(connection), Memory(first_party)
+    threading.Thread(target=obey, args=(connection, mouth, memory), daemon=True).start()
 
     def around(app: App) -> ASGIApp:
+        memory.app = app
         facts = Facts()
         add_facts(facts, app, modules_of(first_party))
         mouth.say(Booted(target, facts))
@@ -66,13 +67,33 @@ def modules_of(first_party: FirstParty) -> dict[str, ModuleType]:
     return projects_own({name: sys.modules[name] for name in first_party.loaded()})
 
 
-def obey(pipe: Connection, mouth: Mouth) -> None:
+def obey(pipe: Connection, mouth: Mouth, memory: Memory) -> None:
     """Do what the test process asks for, until it hangs up."""
     clock = Clock()
     with suppress(EOFError, OSError):
-        while isinstance(asked := pipe.recv(), Skewed):
-            clock.skew(asked.seconds)
-            mouth.say(asked)
+        while True:
+            asked = pipe.recv()
+            if isinstance(asked, Skewed):
+                clock.skew(asked.seconds)
+                mouth.say(asked)
+            elif isinstance(asked, Looked):
+                mouth.say(Looked(memory.changed()))
+
+
+class Memory:
+    """What has changed since somebody asked first."""
+
+    app: App
+
+    def __init__(self, first_party: FirstParty) -> None:
+        self._picture = Picture(first_party, lambda: modules_of(first_party), lambda: [self.app])
+        self._begun = False
+
+    def changed(self) -> tuple[Changed, ...]:
+        if not self._begun:
+            self._picture.take()
+            self._begun = True
+        return tuple(told(change, "") for change in self._picture.changes())
 
 
 class Clock:
@@ -161,8 +182,11 @@ class Looking:
 
     def look(self) -> None:
         for change in self._picture.changes():
-            file = file_of(sys.modules.get(change.module))
-            self._say(Changed(change, file, f"{self.request} {self.status or '-'}"))
+            self._say(told(change, f"{self.request} {self.status or '-'}"))
+
+
+def told(change: Change, request: str) -> Changed:
+    return Changed(change, file_of(sys.modules.get(change.module)), request)
 
 
 if __name__ == "__main__":

@@ -114,11 +114,12 @@ class Recipe:
 class Process:
     """The same recipe, for processes."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, private: Iterable[str]) -> None:
         self.text = text.removesuffix("()")
+        self.private = tuple(private)
 
     def make(self, name: str) -> Made:
-        child = Interpreter(self.text, name=name)
+        child = Interpreter(self.text, name=name, private=self.private)
         app = ChildApp(child)
         return Made(app, app, process=child)
 
@@ -155,7 +156,7 @@ def origins(
 def origin_of(app: object, *, isolation: str, private: Iterable[str]) -> Origin:
     """Of a recipe or a factory."""
     if isinstance(app, str) and isolation == PROCESS:
-        return Process(app)
+        return Process(app, private=private)
     if isinstance(app, str):
         return Recipe(app, isolation=isolation, private=private)
     if callable(app) and _takes_nothing(app):

@@ -40,7 +40,7 @@ from lbkit.testkit.row import Attempt, Row
 from lbkit.testkit.server_profile import ServerProfile
 from lbkit.testkit.skew import WallClock
 from lbkit.testkit.spaces import Space
-from lbkit.testkit.watching import MemoryWatch
+from lbkit.testkit.watching import MemoryElsewhere, MemoryWatch
 from lbkit.testkit.wsgi import Upstream as WSGIUpstream
 from lbkit.types import ASGIApp, WSGIApp
 
@@ -80,8 +80,8 @@ class ClusterReplica(Breakable):
         self.inner: Any = None
         """Its bare app, with the attributes that its framework gives it. Requests go to `cluster.app`."""
 
-        self.memory: MemoryWatch | None = None
-        """What requests have changed in it, where it has modules of its own."""
+        self.memory: MemoryWatch | MemoryElsewhere | None = None
+        """What requests have changed in it, where it has modules of its own, or a process."""
 
         self.wall: WallClock | None = None
         """The clock of its process, if it has one of its own."""
@@ -311,9 +311,14 @@ class ClusterReplica(Breakable):
         else:
             await self._live(as_asgi(app))
         self.state, self.reason, self.down_at = "up", None, None
-        space = self.space
-        self.memory = MemoryWatch(space, self.inner) if space is not None and not space.own else None
+        self.memory = self._watched()
         self.cluster.mode(self.name, Mode.READY)
+
+    def _watched(self) -> MemoryWatch | MemoryElsewhere | None:
+        if self.process is not None:
+            return MemoryElsewhere(self.process)
+        space = self.space
+        return MemoryWatch(space, self.inner) if space is not None and not space.own else None
 
     async def _live(self, app: ASGIApp) -> None:
         if self.cluster.own_loops:

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from lbkit.testkit.facts import Facts
 from lbkit.testkit.oracles.memory import Change
 
-__all__ = ["Booted", "Changed", "Opened", "Said", "Skewed"]
+__all__ = ["Booted", "Changed", "Looked", "Opened", "Said", "Skewed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,4 +47,11 @@ class Skewed:
     seconds: float
 
 
-Said: TypeAlias = "Booted | Changed | Opened | Skewed"
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """It is to look at its memory; and the answer, what has changed since it did so first."""
+
+    changed: tuple[Changed, ...] = ()
+
+
+Said: TypeAlias = "Booted | Changed | Opened | Skewed | Looked"

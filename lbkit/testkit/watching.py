@@ -13,16 +13,18 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from lbkit.testkit.first_party import projects_own
+from lbkit.testkit.interpreter import Interpreter
 from lbkit.testkit.opened import hook_in, watching
 from lbkit.testkit.oracles.memory import Change, Picture
 from lbkit.testkit.oracles.source import file_of, where
 from lbkit.testkit.row import Row
+from lbkit.testkit.said import Changed
 from lbkit.testkit.spaces import Space, current
 
 if TYPE_CHECKING:
     from lbkit.testkit.cluster import Cluster
 
-__all__ = ["FileWatch", "MemoryWatch", "Seen"]
+__all__ = ["FileWatch", "MemoryElsewhere", "MemoryWatch", "Seen"]
 
 
 class MemoryWatch:
@@ -45,6 +47,23 @@ class MemoryWatch:
 
     def _modules(self) -> dict[str, ModuleType]:
         return projects_own(self._space.modules)
+
+
+class MemoryElsewhere:
+    """The same of a replica that is a process of its own, and looks at itself when it is asked."""
+
+    def __init__(self, interpreter: Interpreter) -> None:
+        self._interpreter = interpreter
+        self._interpreter.changed()
+        self._found: dict[str, Changed] = {}
+
+    def changes(self) -> list[Change]:
+        if self._interpreter.alive:
+            self._found |= {each.change.name: each for each in self._interpreter.changed()}
+        return [each.change for each in self._found.values()]
+
+    def where(self, change: Change) -> str | None:
+        return where(self._found[change.name].file, change.path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,6 +138,11 @@ def test_a_process_of_its_own_can_be_killed_for_real() -> None:
         pids = {client.get("/price").json()["pid"] for _ in range(2)}
         assert len(pids) == 2
         assert os.getpid() not in pids
+        assert_stateless(cluster)
+        client.post("/cart", content="tea")
+        changed = r"web1: tk_isolated.CARTS \(dict, 0 → 1\)  tk_isolated.py:5"
+        with pytest.raises(AssertionError, match=changed):
+            assert_stateless(cluster)
         cluster["web1"].kill()
         assert [client.get("/price").status_code for _ in range(3)] == [200] * 3
         assert_failover(cluster, frm="web1")
