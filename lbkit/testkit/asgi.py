@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from lbkit.errors import ReplicaFault
-from lbkit.testkit.asgi_call import STARTS, Call
+from lbkit.testkit.asgi_call import STARTS
 from lbkit.testkit.backend import Backend
 from lbkit.testkit.hop import Hop
 from lbkit.testkit.marks import CLIENT, MARKS, PIN, ROW, WATCH
@@ -183,7 +183,7 @@ class Upstream:
             inner["state"] = {**inner.get("state", {}), **replica.state_of_lifespan}
         if (server := replica.server_profile) is not None:
             inner["asgi"] = server.asgi(scope["type"])
-        call = Call(replica, attempt, plan, receive, send, websocket=scope["type"] == "websocket")
+        call = replica.call(attempt, plan, receive, send, websocket=scope["type"] == "websocket")
         replica.enter(call)
         try:
             if plan is not None and plan.crash:

@@ -10,9 +10,9 @@ from lbkit.testkit.abandoned import Abandoned
 from lbkit.testkit.faults import Plan
 from lbkit.testkit.row import Attempt, Row
 from lbkit.testkit.server_profile import ServerProfile
-from lbkit.types import ASGIApp, Clock, WSGIApp
+from lbkit.types import ASGIApp, Clock, Receive, Scope, Send, WSGIApp
 
-__all__ = ["Backend", "Context", "Ongoing"]
+__all__ = ["Backend", "Carried", "Context", "Ongoing"]
 
 
 class Ongoing(Protocol):
@@ -22,6 +22,12 @@ class Ongoing(Protocol):
     """Whether its client learns at once that the connection is lost: a thread that is blocked cannot."""
 
     def kill(self, error: OSError) -> None: ...
+
+
+class Carried(Ongoing, Protocol):
+    """One that has yet to run."""
+
+    async def run(self, scope: Scope) -> None: ...
 
 
 class Context(Protocol):
@@ -79,6 +85,11 @@ class Backend(Protocol):
 
     def may_retry(self, row: Row, *, repeatable: bool) -> bool:
         """Whether another one is asked. `repeatable`: the request's body can be sent once more."""
+
+    def call(
+        self, attempt: Attempt, plan: Plan | None, receive: Receive, send: Send, *, websocket: bool
+    ) -> Carried:
+        """What carries an ASGI request to it."""
 
     def enter(self, call: Ongoing) -> None: ...
 

@@ -88,6 +88,11 @@ class Plan:
         """Whether it gets no further than the door, so that nothing else can go wrong with it."""
         return self.refuse or self.crash
 
+    def harms(self, *, websocket: bool) -> bool:
+        """Whether it is not simply answered by its app, at once or later: what drips is a body."""
+        drips = self.bytes_per_second is not None and not websocket
+        return drips or any(each is not None for each in (self.hang, self.status, self.reset_after))
+
     def __str__(self) -> str:
         return ", ".join(self.names)
 

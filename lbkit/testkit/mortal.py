@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Any
 from lbkit.asgi.exchange import answer
 from lbkit.errors import ReplicaFault, ReplicaRefused, ReplicaTimeout
 from lbkit.testkit.asgi import Upstream
-from lbkit.testkit.backend import Ongoing
+from lbkit.testkit.asgi_call import Call
+from lbkit.testkit.asgi_direct import Direct
+from lbkit.testkit.backend import Carried, Ongoing
 from lbkit.testkit.danger import SILENCE, Danger
 from lbkit.testkit.faults import Plan
 from lbkit.testkit.marks import ROW
@@ -106,6 +108,14 @@ class Mortal:
         """It dies before the request is inside."""
         self.listens = False
         self._kit.deaths.kill(self._index)
+
+    def call(
+        self, attempt: Attempt, plan: Plan | None, receive: Receive, send: Send, *, websocket: bool
+    ) -> Carried:
+        if plan is not None and plan.harms(websocket=websocket):
+            return Call(self, attempt, plan, receive, send, websocket=websocket)
+        delay = 0.0 if plan is None else plan.delay
+        return Direct(self, attempt, receive, send, websocket=websocket, delay=delay)
 
     def enter(self, call: Ongoing) -> None:
         self._kit.deaths.inside[self._index].add(call)

@@ -27,6 +27,7 @@ from lbkit.balancer import Mode
 from lbkit.errors import ConfigError, ReplicaRefused, ReplicaReset, StartupError
 from lbkit.testkit.abandoned import Abandoned
 from lbkit.testkit.asgi import Upstream
+from lbkit.testkit.asgi_call import Call
 from lbkit.testkit.backend import Ongoing
 from lbkit.testkit.breakable import Breakable
 from lbkit.testkit.faults import Faults, Plan
@@ -42,7 +43,7 @@ from lbkit.testkit.skew import WallClock
 from lbkit.testkit.spaces import Space
 from lbkit.testkit.watching import MemoryElsewhere, MemoryWatch
 from lbkit.testkit.wsgi import Upstream as WSGIUpstream
-from lbkit.types import ASGIApp, WSGIApp
+from lbkit.types import ASGIApp, Receive, Send, WSGIApp
 
 if TYPE_CHECKING:
     from lbkit.testkit.cluster import Cluster
@@ -156,6 +157,11 @@ class ClusterReplica(Breakable):
 
     def may_retry(self, row: Row, *, repeatable: bool) -> bool:
         return self.cluster.may_retry(row, repeatable=repeatable)
+
+    def call(
+        self, attempt: Attempt, plan: Plan | None, receive: Receive, send: Send, *, websocket: bool
+    ) -> Call:
+        return Call(self, attempt, plan, receive, send, websocket=websocket)
 
     def enter(self, call: Ongoing) -> None:
         self._calls.add(call)

@@ -60,6 +60,11 @@ async def echo(websocket):
     async for text in websocket.iter_text():
         await websocket.send_text(text)
 
+async def talk(websocket):
+    await websocket.accept()
+    while True:
+        await websocket.send_text(await websocket.receive_text())
+
 @asynccontextmanager
 async def lifespan(app):
     SAID.append("begins")
@@ -71,6 +76,7 @@ app = Starlette(
         Route("/", hit, methods=["GET", "POST", "PUT"]),
         Route("/raises", raises),
         WebSocketRoute("/echo", echo),
+        WebSocketRoute("/talk", talk),
     ],
     lifespan=lifespan,
 )
@@ -321,6 +327,23 @@ def test_an_open_websocket_is_closed_with_1012_when_its_replica_dies(make: Make)
         with pytest.raises(WebSocketDisconnect) as closed:
             websocket.receive_text()
     assert closed.value.code == 1012
+
+
+@pytest.mark.parametrize("fault", [None, slow(0.001), drip(10_000)], ids=str)
+def test_an_app_learns_that_its_websocket_is_left_before_it_is_cancelled(
+    make: Make, fault: Fault | None
+) -> None:
+    suite = make("asgi", chaos={"kill": 0.0})
+    suite.begin(*[fault] if fault is not None else [])
+    for _ in range(10):
+        with pytest.raises(WebSocketDisconnect):  # the app's own, which it does not catch
+            talk(suite.door)
+
+
+def talk(door: Any) -> None:
+    with TestClient(door).websocket_connect("/talk") as websocket:
+        websocket.send_text("hello")
+        assert websocket.receive_text() == "hello"
 
 
 def test_a_websocket_is_not_waited_for_when_its_replica_hangs(make: Make) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lbkit.testkit.annotations import junit_properties
 from lbkit.testkit.findings import Oracle, Verdict
 from lbkit.testkit.verdicts import Rerun, kept, minded, verdict
 from tests.testkit.suites import Ran, run, seeded
@@ -80,6 +81,8 @@ def test_an_app_without_a_mistake_survives_what_the_balancer_makes_good(tmp_path
     assert struck.hits.keys() == struck.rates.keys()
     assert struck.elsewhere > 0
     assert f"chaos kill=0.2,slow=0.2 (seed 4): {struck.requests} requests hit" in ran.output
+    properties = junit_properties(ran.report)
+    assert (properties["lbkit.chaos"], properties["lbkit.seed"]) == ("kill=0.2,slow=0.2", "4")
     run(tmp_path, LOSSLESS, seed, f"--replica-report={page}")
     assert "refused (kill)" in page.read_text("utf-8")
     assert f"<b>{struck.requests}</b>" in page.read_text("utf-8")
