@@ -317,9 +317,11 @@ def test_a_websocket_that_is_refused_goes_to_the_next_replica(make: Make) -> Non
     assert suite.told == ["refused (crash()), refused (crash()), 101"]
 
 
-def test_an_open_websocket_is_closed_with_1012_when_its_replica_dies(make: Make) -> None:
-    suite = make("asgi", chaos={"kill": 0.0})
+@pytest.mark.parametrize("isolation", ["module", "clone"])
+def test_an_open_websocket_is_closed_with_1012_when_its_replica_dies(make: Make, isolation: str) -> None:
+    suite = make("asgi", chaos={"kill": 0.0}, isolation=isolation)
     suite.begin()
+    suite.kit.turn.next = 1  # where the process, if it is one, is not the test's own
     with TestClient(suite.door).websocket_connect("/echo") as websocket:
         websocket.send_text("hello")
         assert websocket.receive_text() == "hello"
