@@ -60,17 +60,17 @@ def is_rate(text: str) -> bool:
 
 def told(rates: Mapping[str, float]) -> str:
     """The rates as they are given on a command line."""
-    return ",".join(f"{kind}={rate:g}" for kind, rate in rates.items())
+    return ",".join(f"{kind}={str(rate).removesuffix('.0')}" for kind, rate in rates.items())
 
 
 def merciful(fault: Fault, living: Callable[[], int]) -> Fault:
-    """The same fault, but it does not kill the last one that lives."""
+    """The same fault, but it neither kills the last one that lives nor has it refuse."""
 
     def apply(plan: Plan, path: str, since: float, rng: Random) -> bool:
         if not fault.apply(plan, path, since, rng):
             return False
-        if plan.crash and living() <= 1:
-            plan.crash = False
+        if plan.over and living() <= 1:
+            plan.crash = plan.refuse = False
             return False
         return True
 
@@ -93,7 +93,7 @@ class Chaos:
     def __enter__(self) -> Chaos:
         self._cluster.rng = Random(self.seed)  # noqa: S311 (faults, not secrets)
         for kind, rate in self._rates.items():
-            fault = merciful(KINDS[kind](), self._living)
+            fault = KINDS[kind]() if kind != "kill" else merciful(crash(), self._living)
             injection = Injection(fault, self._cluster.clock(), rate=rate)
             self._injections.append(self._cluster.faults.add(injection))
         self._cluster.hooks.append(self._revive)

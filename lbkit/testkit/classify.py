@@ -32,7 +32,7 @@ def classified(config: pytest.Config, settings: Settings, report: Report) -> lis
 
 
 def judged(finding: Finding, outcomes: dict[str, dict[str, bool]], command: str) -> Finding:
-    said = verdict(finding.what, outcomes, state=bool(finding.state))
+    said = verdict(finding.what, outcomes, state=bool(finding.state), hit=bool(finding.faults))
     if said is not Verdict.FAULT:
         return replace(finding, verdict=said)
     faults = minded(finding.what, finding.faults, outcomes)
@@ -52,7 +52,7 @@ def rerun(config: pytest.Config, settings: Settings, failed: Sequence[Finding]) 
         policy=settings.policy,
         chaos=told(settings.chaos),
         struck=any(each.faults for each in failed),
-        alone=tuple(f"{kind}={rate:g}" for kind, rate in settings.chaos.items() if kind in mixed),
+        alone=tuple(told({kind: rate}) for kind, rate in settings.chaos.items() if kind in mixed),
     )
 
 

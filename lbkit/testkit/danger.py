@@ -9,6 +9,7 @@ a worker of xdist, and without the other kinds.
 
 A replica that is killed dies as a request reaches it, before the app runs: that request goes to the next one,
 others that are inside are cut. For the next few requests it is away. Then it is back, with an empty memory.
+Chaos neither kills the last replica that a request can go to nor has it refuse: no request is lost by that.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from random import Random
 
 from lbkit.testkit.chaos import BACK_AFTER, KINDS, merciful
-from lbkit.testkit.faults import Fault, Faults, Injection, Plan
+from lbkit.testkit.faults import Fault, Faults, Injection, Plan, crash
 
 __all__ = ["SILENCE", "Danger"]
 
@@ -43,10 +44,11 @@ class Danger:
         self._rng = Random(f"{test} {seed}")  # noqa: S311 (faults, not secrets)
         self._back_at: dict[int, int] = {}
         self._requests = 0
+        self._others = 0
         self._faults = Faults()
         self._injections = [
             *(self._of_chaos(kind, rate, f"{test} {seed} {kind}", now) for kind, rate in rates.items()),
-            *(Injection(merciful(fault, self._living), now) for fault in faults),
+            *(Injection(self._spared(fault) if fault == crash() else fault, now) for fault in faults),
         ]
         for injection in self._injections:
             self._faults.add(injection)
@@ -54,10 +56,10 @@ class Danger:
     def _of_chaos(self, kind: str, rate: float, seed: str, now: float) -> Injection:
         fault = Fault(kind, KINDS[kind]().apply)
         rng = Random(seed)  # noqa: S311
-        return Injection(merciful(fault, self._living), now, rate=rate, rng=rng)
+        return Injection(self._spared(fault), now, rate=rate, rng=rng)
 
-    def _living(self) -> int:
-        return self.replicas - len(self._back_at)
+    def _spared(self, fault: Fault) -> Fault:
+        return merciful(fault, lambda: self._others + 1)
 
     @property
     def hits(self) -> Counter[str]:
@@ -77,8 +79,12 @@ class Danger:
         order = ((first + step) % self.replicas for step in range(self.replicas))
         return (index for index in order if index not in self._back_at)
 
-    def plan(self, index: int, method: str, path: str, now: float) -> Plan | None:
-        """What happens to a request that has reached this replica. One that is killed is away from now on."""
+    def plan(self, index: int, method: str, path: str, now: float, *, others: int) -> Plan | None:
+        """What happens to a request that has reached this replica, and could go to so many others.
+
+        A replica that is killed is away from now on.
+        """
+        self._others = others
         plan = self._faults.decide(None, method, path, now, self._rng)
         if plan is not None and plan.crash:
             self.leave(index)

@@ -86,7 +86,8 @@ class Mortal:
         return Row(0, self.clock(), "check", "GET", path)
 
     def plan(self, attempt: Attempt, row: Row) -> Plan | None:
-        plan = self._danger.plan(self._index, row.method, row.path, attempt.began_at)
+        others = self._others(row)
+        plan = self._danger.plan(self._index, row.method, row.path, attempt.began_at, others=others)
         if plan is None:
             return None
         attempt.injected = str(plan)
@@ -101,8 +102,11 @@ class Mortal:
         return ReplicaRefused(f"replica {self.name} refused the connection")
 
     def may_retry(self, row: Row, *, repeatable: bool) -> bool:
-        left = len(self._kit.left(row, self._danger.up()))
-        return may_retry(row, replicas=len(row.attempts) + left, repeatable=repeatable)
+        return may_retry(row, replicas=len(row.attempts) + self._others(row), repeatable=repeatable)
+
+    def _others(self, row: Row) -> int:
+        """How many replicas are left that this request could go to."""
+        return len(self._kit.left(row, self._danger.up()))
 
     def crash(self) -> None:
         """It dies before the request is inside."""

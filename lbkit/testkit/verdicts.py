@@ -161,8 +161,10 @@ class Rerun:
         )
 
 
-def verdict(test: str, outcomes: dict[str, dict[str, bool]], *, state: bool = False) -> Verdict:
-    """What the outcomes say of a test; `state` is whether it has changed memory.
+def verdict(
+    test: str, outcomes: dict[str, dict[str, bool]], *, state: bool = False, hit: bool = False
+) -> Verdict:
+    """What the outcomes say of a test; `state` is whether it has changed memory, `hit` whether by faults.
 
     One that could not be run again is not confirmed.
     """
@@ -173,7 +175,7 @@ def verdict(test: str, outcomes: dict[str, dict[str, bool]], *, state: bool = Fa
         return Verdict.UNCONFIRMED
     if not ran["one"]:
         return Verdict.INSIDE if state else Verdict.HARNESS
-    if ran.get("calm", ran["again"]) and not ran.get("struck", True):
+    if hit and ran.get("calm", ran["again"]) and not ran.get("struck", True):
         return Verdict.FAULT
     if ran["again"]:
         return Verdict.PASSING

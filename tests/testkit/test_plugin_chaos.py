@@ -166,12 +166,14 @@ def rerun(**more: object) -> Rerun:
 def test_a_fault_is_to_blame_when_all_is_well_without_it(failing: str, said: Verdict) -> None:
     trials = ("without", "one", "again", "sticky", "calm", "struck", "kill", "slow")
     outcomes = {trial: {"test_it": trial not in failing.split()} for trial in trials}
-    assert verdict("test_it", outcomes) is said
+    assert verdict("test_it", outcomes, hit=True) is said
 
 
 def test_a_run_of_round_robin_is_compared_with_the_trial_that_there_is_anyway() -> None:
     outcomes = {trial: {"test_it": True} for trial in ("without", "one", "again", "sticky")}
-    assert verdict("test_it", {**outcomes, "struck": {"test_it": False}}) is Verdict.FAULT
+    outcomes["struck"] = {"test_it": False}
+    assert verdict("test_it", outcomes, hit=True) is Verdict.FAULT
+    assert verdict("test_it", outcomes, hit=False) is Verdict.PASSING
     assert "calm" not in rerun(chaos="kill=0.1").in_danger()
 
 
