@@ -28,13 +28,16 @@ APP = """
 import asyncio, json
 
 told = {}
+left = asyncio.Event()
 
 async def app(scope, receive, send):
     if scope["type"] == "lifespan":
         while (await receive())["type"] != "lifespan.shutdown":
             await send({"type": "lifespan.startup.complete"})
         await send({"type": "lifespan.shutdown.complete"})
-    elif scope["path"] == "/told":
+    elif scope["path"] in ("/left", "/told"):
+        if scope["path"] == "/left":
+            left.set()
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": json.dumps(told).encode()})
     else:
@@ -50,6 +53,7 @@ async def met(scope, receive, send):
     else:
         more = {"type": "websocket.send", "text": "more"}
         await send({"type": "websocket.accept"})
+    await left.wait()
     if scope["path"] == "/listens":
         while not (await receive())["type"].endswith(".disconnect"):
             pass
@@ -82,6 +86,7 @@ def met(port: int) -> dict[str, str]:
     for path in ("/talks", "/listens"):
         for headers in ("", HANDSHAKE):
             leave(port, f"GET {path} HTTP/1.1\r\nHost: lbkit\r\n{headers}\r\n")
+    told(port, "left")
     return polled(lambda: told(port), lambda seen: len(seen) == 4)
 
 
@@ -91,8 +96,8 @@ def leave(port: int, request: str) -> None:
         assert connection.recv(100)
 
 
-def told(port: int) -> dict[str, str]:
-    with urlopen(f"http://127.0.0.1:{port}/told", timeout=PATIENCE) as answer:
+def told(port: int, path: str = "told") -> dict[str, str]:
+    with urlopen(f"http://127.0.0.1:{port}/{path}", timeout=PATIENCE) as answer:
         seen: dict[str, str] = json.load(answer)
         return seen
 
