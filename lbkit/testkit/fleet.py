@@ -129,7 +129,8 @@ class Fleet:
             app = self.recipe.make(space, self._translate(space))
         except StartupError:
             # A registry that the test has cleared in its own process, or an import that failed half-way.
-            space.modules.clear()
+            self.kit.mirror.forget(space)
+            space.clear()
             app = self.recipe.make(space, self._translate(space))
         self.kit.report.boot_seconds += time.perf_counter() - began_at
         return app

@@ -379,3 +379,44 @@ def test_a_calm_run_is_calm_whatever_the_markers_say(make: Make) -> None:
     suite.begin(error(503))
     assert suite.client().get("/").status_code == 200
     assert suite.kit.report.struck is None
+
+
+HALF = """
+import flask
+import halfway_settings
+
+if halfway_settings.IMPORTS.read_text() == "x":
+    halfway_settings.IMPORTS.write_text("xx")
+    raise RuntimeError("the second import fails")
+halfway_settings.IMPORTS.write_text("x")
+
+app = flask.Flask(__name__)
+app.get("/")(lambda: {"limit": halfway_settings.LIMIT})
+"""
+
+
+def test_a_replica_that_is_made_at_the_second_attempt_has_what_the_test_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "imports").write_text("")
+    (tmp_path / "halfway_settings.py").write_text(
+        f"import pathlib\nLIMIT = 1\nIMPORTS = pathlib.Path({str(tmp_path / 'imports')!r})\n"
+    )
+    (tmp_path / "halfway.py").write_text(HALF)
+    monkeypatch.syspath_prepend(tmp_path)
+    names = ("halfway", "halfway_settings")
+    app = importlib.import_module("halfway").app
+    kit = Kit(Settings(replicas=2, private=names))
+    try:
+        kit.begin_test("test_it")
+        settings = sys.modules["halfway_settings"]
+        settings.LIMIT = 3  # type: ignore[attr-defined]
+        kit.mirror.touch(settings, "LIMIT", 1)
+        transport = httpx.WSGITransport(kit.door(app, kit, wsgi=True))
+        with httpx.Client(transport=transport, base_url="http://test") as client:
+            assert [client.get("/").json() for _ in range(2)] == [{"limit": 3}] * 2
+        assert (tmp_path / "imports").read_text() == "x"
+    finally:
+        kit.close()
+        for name in names:
+            sys.modules.pop(name, None)
