@@ -1,6 +1,6 @@
 """Other people's suites through three replicas, each from the package index: do the verdicts hold?
 
-    python -m benchmarks.suites [flaskr httpbin isso fastapi ...] [--folder FOLDER]
+    python -m benchmarks.suites [flaskr httpbin isso fastapi ...] [--folder FOLDER] [--chaos kill=.2]
 
 Downloads a suite's source, makes an environment for it where it needs one, runs it alone and over replicas,
 and compares what was found with what is known to be there. Nothing of it is kept in this repository.
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lbkit.testkit.findings import Oracle, Report
+from lbkit.testkit.terminal import wrong
 
 __all__ = ["SUITES", "Outcome", "Suite", "fetched", "interpreter", "is_as_known", "ran"]
 
@@ -197,29 +198,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "lbkit-suites")
     parser.add_argument("--replicas", type=int, default=3)
     parser.add_argument("--isolation", default="auto")
+    parser.add_argument("--chaos", help="as --replica-chaos: what is known holds then, too")
     arguments = parser.parse_args(argv)
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    wrong = 0
+    unlike = 0
     for name in arguments.suites:
         suite = SUITES[name]
         folder = fetched(suite, arguments.folder)
         python = interpreter(name, suite, arguments.folder)
         over = (f"--replicas={arguments.replicas}", f"--replica-isolation={arguments.isolation}")
+        over += (f"--replica-chaos={arguments.chaos}",) if arguments.chaos else ()
         alone, spread = (ran(suite, folder, *options, python=python) for options in ((), over))
-        wrong += not is_as_known(suite, spread)
+        unlike += not is_as_known(suite, spread)
         print(line(name, suite, alone, spread), flush=True)
-    return min(wrong, 1)
+    return min(unlike, 1)
 
 
 def line(name: str, suite: Suite, alone: Outcome, spread: Outcome) -> str:
     report = spread.report
     reached, state = (report.spread, len(report.of(Oracle.STATE))) if report else (0, 0)
-    wrong = ", ".join(spread.real) or spread.output
+    found = ", ".join(spread.real) or spread.output
     parts = [
         f"alone {alone.passed} passed, {alone.failed} failed",
         f"over replicas {spread.passed} passed, {spread.failed} failed, {len(spread.real)} real",
         f"{reached} tests reached two replicas, memory changed at {state} places",
-        "as known" if is_as_known(suite, spread) else f"NOT as known: {wrong}",
+        *([wrong(report.struck)] if report and report.struck else []),
+        "as known" if is_as_known(suite, spread) else f"NOT as known: {found}",
     ]
     return f"{name}: {'; '.join(parts)}"
 

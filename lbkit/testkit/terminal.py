@@ -8,7 +8,7 @@ from lbkit.testkit.chaos import told
 from lbkit.testkit.findings import Finding, Oracle, Report, Struck, Verdict
 from lbkit.testkit.verdicts import NEEDS
 
-__all__ = ["became", "chaos", "headline", "lines", "verdict"]
+__all__ = ["became", "chaos", "headline", "lines", "verdict", "wrong"]
 
 TITLES = {
     Oracle.STATE: "memory that a request changed, and that other replicas do not see:",
