@@ -179,7 +179,15 @@ class Report:
 
     boot_seconds: float = 0.0
     findings: list[Finding] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    shared_databases: int = 0
+    """SQLite databases in memory that the replicas of an app had in common."""
+
+    compared: int = 0
+    """Pages that were asked of every replica."""
+
+    volatile: int = 0
+    """Those among them that say something else each time."""
+
     rows: list[Row] = field(default_factory=list)
     struck: Struck | None = None
     """None when nothing was made to go wrong."""
@@ -199,7 +207,9 @@ class Report:
             self.struck.add(other.struck)
         else:
             self.struck = self.struck or other.struck
-        self.notes += [note for note in other.notes if note not in self.notes]
+        self.shared_databases += other.shared_databases
+        self.compared += other.compared
+        self.volatile += other.volatile
         for finding in other.findings:
             self._add(finding)
 

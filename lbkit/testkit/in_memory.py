@@ -59,11 +59,7 @@ class InMemory(Watcher):
         self.making(served.own, served.space)
 
     def report(self, report: Report) -> None:
-        if self.shared:
-            count = len(self.shared)
-            report.notes.append(
-                f"{count} in-memory SQLite {'database was' if count == 1 else 'databases were'} shared"
-            )
+        report.shared_databases = len(self.shared)
 
     def _put_under(self, module: ModuleType) -> None:
         def make(original: Any) -> Any:

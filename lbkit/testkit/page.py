@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from lbkit.testkit.findings import Finding, Oracle, Report, Row
-from lbkit.testkit.terminal import became, chaos, verdict
+from lbkit.testkit.terminal import became, chaos, notes, verdict
 
 __all__ = ["render"]
 
@@ -249,10 +249,11 @@ def _listed(rows: Sequence[Row]) -> Iterator[str]:
 
 def _notes(report: Report) -> Iterator[str]:
     odd = [f"{name}: {how}" for name, how in report.apps.items() if how != "module"]
-    if not (odd or report.notes or report.private):
+    told = list(notes(report))
+    if not (odd or told or report.private):
         return
     yield "<h2>How it was run</h2><div class='card'>"
     if report.private:
         yield f"<p>Each replica has its own copy of <code>{escape(', '.join(report.private))}</code>.</p>"
-    yield from (f"<p>{escape(text)}</p>" for text in [*odd, *report.notes])
+    yield from (f"<p>{escape(text)}</p>" for text in [*odd, *told])
     yield "</div>"

@@ -8,7 +8,7 @@ from lbkit.testkit.chaos import told
 from lbkit.testkit.findings import Finding, Oracle, Report, Struck, Verdict
 from lbkit.testkit.verdicts import NEEDS
 
-__all__ = ["became", "chaos", "headline", "lines", "verdict", "wrong"]
+__all__ = ["became", "chaos", "headline", "lines", "notes", "verdict", "wrong"]
 
 TITLES = {
     Oracle.STATE: "memory that a request changed, and that other replicas do not see:",
@@ -50,7 +50,7 @@ def lines(report: Report) -> Iterator[str]:
             for finding in findings:
                 yield from of_thing(finding)
     yield from coverage(report)
-    yield from report.notes
+    yield from notes(report)
 
 
 def about(report: Report) -> Iterator[str]:
@@ -101,6 +101,14 @@ def coverage(report: Report) -> Iterator[str]:
     for name, how in list(report.apps.items())[:MANY]:
         if how not in ("module", "clone", "process"):
             yield f"    {name}: {how}"
+
+
+def notes(report: Report) -> Iterator[str]:
+    """What was no finding, and why."""
+    if report.volatile:
+        yield f"{report.volatile} of {report.compared} pages say something else each time: skipped"
+    if count := report.shared_databases:
+        yield f"{count} in-memory SQLite {'database was' if count == 1 else 'databases were'} shared"
 
 
 def wrong(struck: Struck) -> str:

@@ -543,6 +543,7 @@ def test_the_in_memory_database_of_a_test_is_the_one_that_replicas_share(tmp_pat
     ran = run(tmp_path)
     assert ran.outcomes == {"passed": 3}, ran.output
     assert "3 in-memory SQLite databases were shared" in ran.output
+    assert "3 in-memory SQLite databases were shared" in run(tmp_path, "-p", "xdist.plugin", "-n2").output
 
 
 def test_forked_replicas_with_copies_of_a_database_in_memory_are_no_finding(tmp_path: Path) -> None:
