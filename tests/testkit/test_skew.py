@@ -101,7 +101,7 @@ def test_every_wall_clock_is_off_and_the_monotonic_one_and_timeouts_stay_true(cl
         assert off(cluster, "web2") == 0
         seen = ask(cluster, "web1", "/clocks").json()
     assert abs(seen["monotonic"] - time.monotonic()) < ABOUT
-    assert 0.01 <= seen["waited"] < ABOUT
+    assert 0.005 < seen["waited"] < ABOUT  # of 0.01 s, less what a loop rounds
     assert off(cluster, "web1") == 0
 
 
