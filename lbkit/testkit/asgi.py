@@ -162,7 +162,7 @@ class Upstream:
         if scope["type"] == "lifespan":
             return  # the cluster runs it
         if ROW not in scope:  # a check of the balancer, and no client's request
-            await self._serve(scope, receive, send, self._replica.unseen(scope["path"]))
+            await self._serve(scope, receive, send, Row.unseen(scope["path"], self._replica.clock()))
             return
         row, watch = scope[ROW], scope[WATCH]
         try:
@@ -174,7 +174,7 @@ class Upstream:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, row: Row) -> None:
         replica = self._replica
-        attempt = replica.attempt(row)
+        attempt = row.ask(replica.name, replica.clock())
         plan = replica.plan(attempt, row)
         if not replica.listens or (plan is not None and plan.refuse):
             raise replica.refused(attempt)

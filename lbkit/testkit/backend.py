@@ -71,12 +71,6 @@ class Backend(Protocol):
     @property
     def state_of_lifespan(self) -> Mapping[str, Any]: ...
 
-    def attempt(self, row: Row) -> Attempt:
-        """Note that it is asked."""
-
-    def unseen(self, path: str) -> Row:
-        """The row of a request that is not in the trace."""
-
     def plan(self, attempt: Attempt, row: Row) -> Plan | None:
         """What is to go wrong."""
 

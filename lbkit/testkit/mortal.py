@@ -77,14 +77,6 @@ class Mortal:
     def clock(self) -> Clock:
         return self._kit.clock
 
-    def attempt(self, row: Row) -> Attempt:
-        attempt = Attempt(self.name, self.clock())
-        row.attempts.append(attempt)
-        return attempt
-
-    def unseen(self, path: str) -> Row:
-        return Row(0, self.clock(), "check", "GET", path)
-
     def plan(self, attempt: Attempt, row: Row) -> Plan | None:
         others = self._others(row)
         plan = self._danger.plan(self._index, row.method, row.path, attempt.began_at, others=others)
@@ -97,8 +89,7 @@ class Mortal:
         return plan
 
     def refused(self, attempt: Attempt) -> ReplicaRefused:
-        attempt.fault = "refused"
-        attempt.ended_at = self.clock()
+        attempt.refuse(self.clock())
         return ReplicaRefused(f"replica {self.name} refused the connection")
 
     def may_retry(self, row: Row, *, repeatable: bool) -> bool:

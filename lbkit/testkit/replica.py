@@ -133,15 +133,6 @@ class ClusterReplica(Breakable):
     def state_of_lifespan(self) -> Mapping[str, Any]:
         return self._lifespan.state if self._lifespan is not None else {}
 
-    def attempt(self, row: Row) -> Attempt:
-        attempt = Attempt(self.name, self.clock())
-        row.attempts.append(attempt)
-        return attempt
-
-    def unseen(self, path: str) -> Row:
-        """The row of a request that is not in the trace."""
-        return Row(0, self.clock(), "check", "GET", path)
-
     def plan(self, attempt: Attempt, row: Row) -> Plan | None:
         cluster, now = self.cluster, attempt.began_at
         plan = self.faults.decide(None, row.method, row.path, now, cluster.rng)
@@ -150,8 +141,7 @@ class ClusterReplica(Breakable):
         return plan
 
     def refused(self, attempt: Attempt) -> ReplicaRefused:
-        attempt.fault = "refused"
-        attempt.ended_at = self.clock()
+        attempt.refuse(self.clock())
         self.cluster.refused_by(self.name)
         return ReplicaRefused(f"replica {self.name} refused the connection: it is {self.state}")
 

@@ -34,6 +34,11 @@ class Attempt:
         self.replica = replica
         self.began_at = began_at
 
+    def refuse(self, now: float) -> None:
+        """It took no connection."""
+        self.fault = "refused"
+        self.ended_at = now
+
     @property
     def ms(self) -> float | None:
         return None if self.ended_at is None else (self.ended_at - self.began_at) * 1000
@@ -80,6 +85,17 @@ class Row:
         self.method = method
         self.path = path
         self.attempts: list[Attempt] = []
+
+    @classmethod
+    def unseen(cls, path: str, now: float) -> Row:
+        """One that is in no trace: a check of the balancer's."""
+        return cls(0, now, "check", "GET", path)
+
+    def ask(self, replica: str, now: float) -> Attempt:
+        """Note that this replica is asked."""
+        attempt = Attempt(replica, now)
+        self.attempts.append(attempt)
+        return attempt
 
     @property
     def replica(self) -> str | None:

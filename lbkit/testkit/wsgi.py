@@ -138,7 +138,8 @@ class Upstream:
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         row = environ.get(ROW)
         if row is None:  # a check of the balancer, and no client's request
-            return self._serve(environ, start_response, self._replica.unseen(path_of(environ)))
+            unseen = Row.unseen(path_of(environ), self._replica.clock())
+            return self._serve(environ, start_response, unseen)
         try:
             return self._serve(environ, start_response, row)
         except ReplicaFault:
@@ -148,7 +149,7 @@ class Upstream:
 
     def _serve(self, environ: Environ, start_response: StartResponse, row: Row) -> Iterable[bytes]:
         replica = self._replica
-        attempt = replica.attempt(row)
+        attempt = row.ask(replica.name, replica.clock())
         plan = replica.plan(attempt, row)
         if not replica.listens or (plan is not None and plan.refuse):
             raise replica.refused(attempt)
