@@ -14,7 +14,15 @@ import pytest
 from lbkit import Departure, DrainTimings, Reject, asgi, wsgi
 from lbkit.process import Process
 from lbkit.types import Environ, Message, StartResponse
-from tests.gateways.connection import body_of, connected, exchange, http_scope, run, websocket_scope
+from tests.gateways.connection import (
+    Connection,
+    body_of,
+    connected,
+    exchange,
+    http_scope,
+    run,
+    websocket_scope,
+)
 from tests.health_gateways import FakeClock
 
 TIMINGS = DrainTimings(pre_stop_delay=4.0, drain_timeout=20.0)
@@ -289,6 +297,14 @@ def test_what_runs_at_the_deadline_is_cancelled(departure: Departure, clock: Fak
     run(scenario())
 
 
+async def closed(client: Connection, departure: Departure, clock: FakeClock) -> None:
+    """The time of the streams comes, and the client of a websocket is told so."""
+    departure.drain.begin(clock())
+    clock.now += 4.0
+    close = await client.get()
+    assert (close["type"], close["code"]) == ("websocket.close", 1012)
+
+
 def test_a_websocket_is_closed_with_1012_and_its_app_is_told(departure: Departure, clock: FakeClock) -> None:
     told: list[Message] = []
 
@@ -301,10 +317,7 @@ def test_a_websocket_is_closed_with_1012_and_its_app_is_told(departure: Departur
         async with connected(asgi.DrainMiddleware(app, departure), websocket_scope()) as client:
             client.put("websocket.connect")
             await client.get()
-            departure.drain.begin(clock())
-            clock.now += 4.0
-            close = await client.get()
-            assert (close["type"], close["code"]) == ("websocket.close", 1012)
+            await closed(client, departure, clock)
             client.put("websocket.disconnect", code=1005)  # what a server says then
             await client.end()
         assert told[0]["code"] == 1012
@@ -327,9 +340,7 @@ def test_an_app_that_waits_for_a_message_is_told_although_its_server_says_nothin
     async def scenario() -> None:
         async with connected(asgi.DrainMiddleware(app, departure), websocket_scope()) as client:
             await client.get()
-            departure.drain.begin(clock())
-            clock.now += 4.0
-            assert (await client.get())["code"] == 1012
+            await closed(client, departure, clock)
             await client.end()
 
     run(scenario())
@@ -368,9 +379,7 @@ def test_what_a_client_said_before_the_end_is_still_heard(departure: Departure, 
         async with connected(asgi.DrainMiddleware(app, departure), websocket_scope()) as client:
             await client.get()
             client.put("websocket.receive", text="save this")
-            departure.drain.begin(clock())
-            clock.now += 4.0
-            assert (await client.get())["code"] == 1012
+            await closed(client, departure, clock)
             client.put("websocket.disconnect", code=1005)
             busy.set()
             await client.end()
@@ -387,9 +396,7 @@ def test_a_websocket_whose_app_does_not_listen_is_cancelled(departure: Departure
     async def scenario() -> None:
         async with connected(asgi.DrainMiddleware(app, departure), websocket_scope()) as client:
             await client.get()
-            departure.drain.begin(clock())
-            clock.now += 4.0
-            assert (await client.get())["code"] == 1012
+            await closed(client, departure, clock)
             await client.end()
 
     run(scenario())

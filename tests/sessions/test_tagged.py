@@ -6,6 +6,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -169,41 +170,41 @@ RENEWING = {tagging: SessionOptions(tag_users=tagging, renewal=600) for tagging 
 TURNS = [(PLAIN, RENEWING[True]), (TAGGED, RENEWING[False]), (TAGGED, RENEWING[True])]
 
 
-@pytest.mark.parametrize("turn", TURNS, ids=["on", "off", "stays"])
-def test_a_renewal_takes_on_the_kind_of_today_and_the_old_id_follows(
-    gateway: str, redis_url: str, turn: tuple[SessionOptions, SessionOptions]
-) -> None:
-    wall, (before, after) = Wall(), turn
+@contextmanager
+def due(
+    gateway: str, redis_url: str, before: SessionOptions, after: SessionOptions
+) -> Iterator[tuple[Browser, Browser]]:
+    """Twice the same browser, logged in under the options of before, whose id is due to be renewed."""
+    wall = Wall()
     with site(gateway, redis_url, options=before, wall=wall) as shop:
         browser = Browser(shop)
         browser.get("/login")
     wall.now += 601
-    with site(gateway, redis_url, options=after, wall=wall) as shop:
-        old = Browser(shop, dict(browser.jar))
-        browser.site = shop
+    with site(gateway, redis_url, options=after, wall=wall) as browser.site:
+        yield browser, Browser(browser.site, dict(browser.jar))
+
+
+@pytest.mark.parametrize("turn", TURNS, ids=["on", "off", "stays"])
+def test_a_renewal_takes_on_the_kind_of_today_and_the_old_id_follows(
+    gateway: str, redis_url: str, turn: tuple[SessionOptions, SessionOptions]
+) -> None:
+    with due(gateway, redis_url, *turn) as (browser, old):
         # Someone under way does not get lost either, and neither does one who comes with the old id later.
         old.get("/write?k=late", meanwhile=lambda: browser.get("/read"))
-        assert bool(tag(browser)) is after.tag_users
+        assert bool(tag(browser)) is turn[1].tag_users
         assert old.get("/write?k=follows").set_cookies == []
         assert browser.get("/dump").json() == {"user_id": "alice", "late": "1", "follows": "1"}
-        assert [entry.handle for entry in shop.do("list", "alice")] == [key_of_id(sid(browser))]
+        assert [entry.handle for entry in browser.site.do("list", "alice")] == [key_of_id(sid(browser))]
 
 
 @pytest.mark.parametrize("turn", TURNS, ids=["on", "off", "stays"])
 def test_a_logout_that_did_not_see_such_a_renewal_ends_the_session(
     gateway: str, redis_url: str, redis_server: Server, turn: tuple[SessionOptions, SessionOptions]
 ) -> None:
-    wall, (before, after) = Wall(), turn
-    with site(gateway, redis_url, options=before, wall=wall) as shop:
-        browser = Browser(shop)
-        browser.get("/login")
-    wall.now += 601
-    with site(gateway, redis_url, options=after, wall=wall) as shop:
-        late = Browser(shop, dict(browser.jar))
-        browser.site = shop
+    with due(gateway, redis_url, *turn) as (browser, late):
         late.get("/logout", meanwhile=lambda: browser.get("/read"))
         assert browser.get("/dump").json() == {}
-        assert shop.do("list", "alice") == []
+        assert browser.site.do("list", "alice") == []
     assert len(keys(redis_server)) == 1  # what leads from the old id to where there is nothing
 
 
