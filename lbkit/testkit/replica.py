@@ -255,12 +255,6 @@ class ClusterReplica(Breakable):
         self.origin = origin
         self.start()
 
-    async def adeploy(self, origin: Origin, *, timeout: float = 10.0) -> None:
-        if self.listens:
-            await self.adrain(timeout)
-        self.origin = origin
-        await self.astart()
-
     def crash(self) -> None:
         """The process is gone, and nothing is waited for. On the cluster's loop, or where WSGI is served."""
         if self.process is not None:

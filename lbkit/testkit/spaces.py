@@ -155,10 +155,6 @@ class Switch:
         with self.showing(None):
             return {name: sys.modules[name] for name in first_party.loaded()}
 
-    def space_of(self, namespace: dict[str, Any]) -> Space | None:
-        """Whose copy of a module has this namespace."""
-        return self._by_globals.get(id(namespace))
-
     def forget(self, space: Space) -> None:
         """The namespaces of a space are no more: others may get their ids."""
         for module in space.modules.values():
