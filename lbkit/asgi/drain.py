@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 
 from lbkit.asgi.connection import close_after, close_now
 from lbkit.asgi.operator import OperatorMiddleware
-from lbkit.asgi.task import running_task
+from lbkit.asgi.task import forgive, running_task
 from lbkit.departure import Departure
 from lbkit.drain import rejects, spread
 from lbkit.types import ASGIApp, Message, Receive, Scope, Send
@@ -200,7 +200,7 @@ class Exchange:
 
     async def finish(self) -> None:
         """After the app: what the client needs for a clean end."""
-        _forgive(self.task)
+        forgive(self.task)
         await self._send({"type": "http.response.body", "body": LAST_EVENT, "more_body": False})
         close_now(self._receive)
 
@@ -244,7 +244,7 @@ class Socket(Exchange):
         try:
             message = await self._receive()
         except asyncio.CancelledError:
-            if self._listener is listener or _forgive(listener):  # it was not us who cancelled, or not alone
+            if self._listener is listener or forgive(listener):  # it was not us who cancelled, or not alone
                 raise
             return dict(RESTART)
         finally:
@@ -286,16 +286,10 @@ class Socket(Exchange):
     async def finish(self) -> None:
         self._over.set()
         if self._deaf:
-            _forgive(self.task)
+            forgive(self.task)
         if self._closing_task is not None:
             # A client that has left meanwhile needs no end.
             await asyncio.gather(self._closing_task, return_exceptions=True)
-
-
-def _forgive(task: asyncio.Task[object] | None) -> int:
-    """The cancellation was ours, and it has done its work. How many others are still asked for?"""
-    uncancel = getattr(task, "uncancel", None)  # they are counted from Python 3.11 on
-    return 0 if uncancel is None else uncancel()
 
 
 async def _nowhere() -> None:

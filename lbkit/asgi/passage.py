@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from lbkit.asgi.exchange import ENDS, SET_COOKIE, STARTS, answer, inner_scope, method_of
 from lbkit.asgi.limit import Limit
 from lbkit.asgi.request import KEPT, KeptBody, joined, request_of, with_cookies
+from lbkit.asgi.task import forgive
 from lbkit.balancer import Dispatch, Tried
 from lbkit.balancer.backend import Backend, Course, Step
 from lbkit.balancer.exchange import Answer, Attempt, Fault, Model, Outcome, Relay, Wait, fault_of
@@ -236,7 +237,7 @@ class Try:
         try:
             await self.member.app(scope, self.receive, self.send)
         except asyncio.CancelledError:
-            if not self._late or not _was_ours(task):
+            if not self._late or forgive(task):
                 raise
             raise ReplicaTimeout(f"no answer within {limit.seconds:g} s") from None
         finally:
@@ -353,9 +354,3 @@ class Try:
         """The last byte has left: the replica is free again, whatever its app still does."""
         if isinstance(self.passage.course.step, Relay):
             self.passage.course.resume()
-
-
-def _was_ours(task: asyncio.Task[Any]) -> bool:
-    """Take our own cancellation back. False: somebody else has cancelled the request as well."""
-    uncancel = getattr(task, "uncancel", None)  # Python 3.10 cannot tell the two
-    return uncancel is None or uncancel() == 0

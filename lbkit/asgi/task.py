@@ -1,8 +1,9 @@
-"""Which asyncio task runs this request. Asked once in each request, so its price matters.
+"""Which asyncio task runs this request, and how a cancellation of it is taken back.
 
-From Python 3.12 on, `asyncio.current_task` is C and cheap. Before that it is Python, and finding the running
-loop is a system call (`getpid`): both together are a third of all that the drain adds to a request. So the
-loop that ran in this thread last is asked first. If it does not run now, it has no current task.
+The first is asked once in each request, so its price matters. From Python 3.12 on, `asyncio.current_task` is
+C and cheap. Before that it is Python, and finding the running loop is a system call (`getpid`): both together
+are a third of all that the drain adds to a request. So the loop that ran in this thread last is asked first.
+If it does not run now, it has no current task.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 import threading
 from typing import Any
 
-__all__ = ["running_task"]
+__all__ = ["forgive", "running_task"]
 
 Task = asyncio.Task[Any]
 
@@ -40,3 +41,12 @@ else:
         if task is None and (task := _running_task()) is not None:
             here.loop = task.get_loop()
         return task
+
+
+def forgive(task: Task | None) -> int:
+    """Our own cancellation has done its work, and is taken back. How many others are still asked for?
+
+    They are counted from Python 3.11 on; before, it is 0.
+    """
+    uncancel = getattr(task, "uncancel", None)
+    return 0 if uncancel is None else uncancel()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from lbkit.asgi.task import forgive
 from lbkit.testkit.asgi_call import BODIES, SERVICE_RESTART, STARTS, fault_of
 from lbkit.testkit.row import Attempt
 from lbkit.types import Message, Receive, Scope, Send
@@ -69,7 +70,7 @@ class Direct:
         finally:
             self._task = None
         if self._error is not None:
-            taken_back()
+            forgive(asyncio.current_task())
             await self._broken(self._error)
 
     async def _broken(self, error: OSError) -> None:
@@ -88,9 +89,3 @@ class Direct:
         ends = kind in BODIES and not message.get("more_body")
         self._complete = self._complete or ends or kind == "websocket.close"
         await self._send(message)
-
-
-def taken_back() -> None:
-    """We have cancelled this task, and nobody else: Python 3.11 counts that."""
-    if (uncancel := getattr(asyncio.current_task(), "uncancel", None)) is not None:
-        uncancel()
